@@ -1,0 +1,1 @@
+"""Ingestion: file -> Document -> Chunk -> vector -> store (read, split, pipeline)."""

@@ -1,0 +1,1 @@
+"""Embedders, one file a backend; each satisfies `rag.protocols.Embedder`."""

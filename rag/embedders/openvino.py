@@ -1,0 +1,97 @@
+"""A sentence-transformers model as an OpenVINO graph: the fast engine for a CPU.
+
+Converted once from the torch module itself, pooling and all; compared with it before it is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_MIN_COSINE = 0.999  # between the vectors of torch and of the graph, on the probe
+
+
+class NotConvertible(Exception):
+    """The model has parts that OpenVINO does not know, or comes out different."""
+
+
+def engine(folder: Path, cache: Path, precision: str) -> Callable[[Any], Any]:
+    """A function from batches (rows, ids, mask) to pairs (rows, vectors). Thread-safe.
+
+    Raises NotConvertible.
+    """
+    graph = cache / "model.xml"
+    if not graph.exists():
+        _convert(folder, cache)
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(graph),
+        "CPU",
+        {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": _HINTS[precision]},
+    )
+
+    def run(batches: Any) -> list[tuple[list[int], Any]]:
+        if len(batches) == 1:
+            rows, ids, mask = batches[0]
+            return [(rows, compiled.create_infer_request().infer([ids, mask])[0].copy())]
+        found: list[tuple[list[int], Any]] = []
+        queue = openvino.AsyncInferQueue(compiled)
+        queue.set_callback(lambda r, rows: found.append((rows, r.get_output_tensor(0).data.copy())))
+        for rows, ids, mask in batches:
+            queue.start_async([ids, mask], rows)
+        queue.wait_all()
+        return found
+
+    return run
+
+
+def _convert(folder: Path, cache: Path) -> None:
+    """Write the graph to `cache`, whole or not at all."""
+    import torch
+
+    from rag.embedders.sentence_transformers import load_torch
+
+    model = load_torch(folder, "cpu", torch.float32)
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            features = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self.model(features)["sentence_embedding"]
+
+    ids = torch.randint(1000, 2000, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    shape = openvino.PartialShape([-1, -1])
+    try:
+        with torch.inference_mode():
+            graph = openvino.convert_model(
+                Encoder(), example_input=(ids, mask), input=[shape, shape]
+            )
+            expected = model({"input_ids": ids[:2, :7], "attention_mask": mask[:2, :7]})
+        compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        got = compiled([ids[:2, :7].numpy(), mask[:2, :7].numpy()])[0]
+    except Exception as error:  # the tracer and the converter raise what they like
+        raise NotConvertible(f"{type(error).__name__}: {str(error)[:200]}") from error
+    want = expected["sentence_embedding"].numpy()
+    norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
+    if ((want * got).sum(1) / norms).min() < _MIN_COSINE:
+        raise NotConvertible("the graph's vectors differ from the model's")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".convert-", dir=cache.parent))
+    openvino.save_model(graph, part / "model.xml", compress_to_fp16=False)
+    try:
+        os.rename(part, cache)
+    except OSError:  # another process was first
+        shutil.rmtree(part)

@@ -1,0 +1,215 @@
+"""The one filter language: `{"year": {"$gte": 2024}, "lang": "en"}`.
+
+A filter is parsed once into a small tree (And, Or, Not, Compare) that every store translates.
+The logic has two values: a comparison is true or false, and it is false when the field is missing
+or of another type (text is never compared with numbers, nor truth values with either). `$ne` and
+`$nin` are the negations of `$eq` and `$in`, so they match chunks without the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rag.errors import InputError, InvalidFilter
+from rag.types import BUILT_IN_FIELDS, Scalar
+
+Op: TypeAlias = Literal["eq", "gt", "gte", "lt", "lte", "in", "exists"]
+
+OPERATORS = ("$eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not").split()
+_HINT = "operators are " + " ".join(OPERATORS)
+_MAX_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """`field op value`; `value` is a tuple for "in" and a bool for "exists"."""
+
+    field: str
+    op: Op
+    value: Scalar | tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """True when every part is; so an empty And is true."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """True when some part is; so an empty Or is false."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """True when its part is false."""
+
+    part: Filter
+
+
+Filter: TypeAlias = Compare | And | Or | Not
+
+
+def parse_json(text: str | None) -> Filter | None:
+    """The filter written in JSON; None for nothing. Raises InvalidFilter."""
+    if text is None or not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFilter(
+            f"the filter is not JSON ({error})", """write it like '{"lang": "en"}'"""
+        ) from error
+    return parse(value)
+
+
+def parse(where: Mapping[str, Any] | None) -> Filter | None:
+    """The filter as a tree; None when there is nothing to filter. Raises InvalidFilter."""
+    if where is None:
+        return None
+    parsed = _parse_object(where, 0)
+    return None if parsed == And(()) else parsed
+
+
+def matches(condition: Filter, fields: Mapping[str, Scalar]) -> bool:
+    """Whether a chunk with these fields satisfies the filter: the meaning that stores follow."""
+    match condition:
+        case And(parts):
+            return all(matches(part, fields) for part in parts)
+        case Or(parts):
+            return any(matches(part, fields) for part in parts)
+        case Not(part):
+            return not matches(part, fields)
+        case Compare(name, "exists", wanted):
+            return (name in fields) == wanted
+        case Compare(name, op, value):
+            return name in fields and _holds(op, fields[name], value)
+
+
+def kind(value: Scalar) -> Literal["bool", "text", "number"]:
+    """The type of a value as filters see it; values of different kinds never compare."""
+    if isinstance(value, bool):
+        return "bool"
+    return "text" if isinstance(value, str) else "number"
+
+
+def check_metadata(metadata: Mapping[str, object]) -> None:
+    """Raise InputError unless keys are plain names and values text, finite numbers or booleans."""
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not key or key.startswith("$"):
+            raise InputError(f"metadata key {key!r} is not a plain name", "rename it")
+        if key in BUILT_IN_FIELDS:
+            raise InputError(f"metadata key {key!r} is one of the chunk's own fields", "rename it")
+        fits = isinstance(value, str | bool) or (
+            abs(value) < 2**63
+            if isinstance(value, int)
+            else isinstance(value, float) and math.isfinite(value)
+        )
+        if not fits:
+            raise InputError(
+                f"metadata {key!r} is {type(value).__name__}",
+                "values are text, finite numbers of 64 bits, or true/false",
+            )
+
+
+def _holds(op: Op, actual: Scalar, value: Any) -> bool:
+    if op == "in":
+        return any(_holds("eq", actual, item) for item in value)
+    if kind(actual) != kind(value):
+        return False
+    left: Any = actual
+    match op:
+        case "eq":
+            return bool(left == value)
+        case "gt":
+            return bool(left > value)
+        case "gte":
+            return bool(left >= value)
+        case "lt":
+            return bool(left < value)
+        case _:
+            return bool(left <= value)
+
+
+def _parse_object(where: object, depth: int) -> Filter:
+    if not isinstance(where, Mapping):
+        raise InvalidFilter(f"a filter is an object, not {_show(where)}", _HINT)
+    if depth > _MAX_DEPTH:
+        raise InvalidFilter(f"the filter is nested more than {_MAX_DEPTH} deep", "flatten it")
+    parts: list[Filter] = []
+    for key, value in where.items():
+        if key in ("$and", "$or"):
+            if not isinstance(value, list) or not value:
+                raise InvalidFilter(f"{key} takes a list of filters, not {_show(value)}", _HINT)
+            inner = tuple(_parse_object(item, depth + 1) for item in value)
+            parts.append(And(inner) if key == "$and" else Or(inner))
+        elif key == "$not":
+            parts.append(Not(_parse_object(value, depth + 1)))
+        elif not isinstance(key, str) or not key or key.startswith("$"):
+            raise InvalidFilter(f"unknown operator {_show(key)}", _HINT)
+        else:
+            parts.append(_parse_field(key, value, depth + 1))
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _parse_field(name: str, value: object, depth: int) -> Filter:
+    if not isinstance(value, Mapping):
+        return Compare(name, "eq", _scalar(name, value))
+    if not value:
+        raise InvalidFilter(f"no operator for field {name!r}", _HINT)
+    if depth > _MAX_DEPTH:
+        raise InvalidFilter(f"the filter is nested more than {_MAX_DEPTH} deep", "flatten it")
+    parts = [_parse_operator(name, str(op), operand, depth) for op, operand in value.items()]
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _parse_operator(name: str, op: str, operand: object, depth: int) -> Filter:
+    match op:
+        case "$eq":
+            return Compare(name, "eq", _scalar(name, operand))
+        case "$ne":
+            return Not(Compare(name, "eq", _scalar(name, operand)))
+        case "$gt" | "$gte" | "$lt" | "$lte":
+            value = _scalar(name, operand)
+            if isinstance(value, bool):
+                raise InvalidFilter(f"{op} on {name!r} takes a number or text", "use $eq")
+            ordered: dict[str, Op] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
+            return Compare(name, ordered[op], value)
+        case "$in" | "$nin":
+            if not isinstance(operand, list):
+                raise InvalidFilter(f"{op} on {name!r} takes a list, not {_show(operand)}", _HINT)
+            among = Compare(name, "in", tuple(_scalar(name, item) for item in operand))
+            return among if op == "$in" else Not(among)
+        case "$exists":
+            if not isinstance(operand, bool):
+                raise InvalidFilter(f"$exists on {name!r} takes true or false", _HINT)
+            return Compare(name, "exists", operand)
+        case "$not":
+            return Not(_parse_field(name, operand, depth + 1))
+        case _:
+            raise InvalidFilter(f"unknown operator {op!r} on field {name!r}", _HINT)
+
+
+def _scalar(name: str, value: object) -> Scalar:
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise InvalidFilter(
+        f"field {name!r} cannot be compared with {_show(value)}",
+        "compare with text, a finite number or true/false",
+    )
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

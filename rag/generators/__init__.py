@@ -1,0 +1,1 @@
+"""Generators, one file a backend; each satisfies `rag.protocols.Generator`."""

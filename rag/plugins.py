@@ -1,0 +1,96 @@
+"""The registry of backends: a name leads to a class that is imported on first use.
+
+Third parties add theirs through entry points in the groups `rag.stores`, `rag.embedders`,
+`rag.generators` and `rag.readers` (named by file suffix), without a line changed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias
+
+from rag.errors import MissingExtra, UnknownPlugin
+
+Kind: TypeAlias = Literal["store", "embedder", "generator", "reader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """Where a backend lives, the packages it imports and the extra that brings them."""
+
+    target: str
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_MARKDOWN = Plugin("ingest.readers.markdown:read")
+_HTML = Plugin("ingest.readers.html:read")
+_TEXT = Plugin("ingest.readers.text:read")
+
+BUILT_IN: dict[Kind, dict[str, Plugin]] = {
+    "store": {
+        "faiss": Plugin("stores.faiss:FaissBackend", ("faiss",), "faiss"),
+        "memory": Plugin("stores.memory:MemoryBackend"),
+    },
+    "embedder": {
+        "openai": Plugin("rag.embedders.openai:OpenAIEmbedder", ("openai",), "openai"),
+        "sentence-transformers": Plugin(
+            "rag.embedders.sentence_transformers:SentenceTransformersEmbedder",
+            ("sentence_transformers", "torch"),
+            "sentence-transformers",
+        ),
+    },
+    "generator": {
+        "extractive": Plugin("rag.generators.extractive:ExtractiveGenerator"),
+        "openai": Plugin("rag.generators.openai:OpenAIGenerator", ("openai",), "openai"),
+    },
+    "reader": {
+        ".docx": Plugin("ingest.readers.docx:read"),
+        ".htm": _HTML,
+        ".html": _HTML,
+        ".markdown": _MARKDOWN,
+        ".md": _MARKDOWN,
+        ".pdf": Plugin("ingest.readers.pdf:read"),
+        ".text": _TEXT,
+        ".txt": _TEXT,
+    },
+}
+
+
+def names(kind: Kind) -> list[str]:
+    """The names of all plug-ins of this kind, built in or installed, sorted."""
+    return sorted({*BUILT_IN[kind], *(point.name for point in _entry_points(kind))})
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class (or reading function) of that name.
+
+    Raises UnknownPlugin, or MissingExtra when a package that it needs is not installed. Any other
+    ImportError passes untouched, because it is a broken installation and its text says which.
+    """
+    plugin = BUILT_IN[kind].get(name)
+    if plugin is None:
+        for point in _entry_points(kind):
+            if point.name == name:
+                return point.load()
+        known = names(kind)
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known are: " + ", ".join(known)
+        raise UnknownPlugin(f"there is no {kind} named {name!r}", hint)
+    missing = [package for package in plugin.requires if find_spec(package) is None]
+    if missing:
+        raise MissingExtra(
+            f"the {kind} {name!r} needs {' and '.join(missing)}",
+            f"install it with: pip install 'ragline[{plugin.extra}]'",
+        )
+    module, _, attribute = plugin.target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _entry_points(kind: Kind) -> Any:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=f"rag.{kind}s")

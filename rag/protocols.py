@@ -1,0 +1,130 @@
+"""What a backend must offer. A plug-in implements one of these and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from rag.types import (
+    Chunk,
+    CollectionSpec,
+    DocumentRecord,
+    Fingerprint,
+    Hit,
+    Prompt,
+    StoreInfo,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from rag.filters import Filter
+    from rag.types import Vectors
+
+
+class Embedder(Protocol):
+    """Turns text into vectors. Synchronous; safe to call from several threads."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What identifies the vectors. Cheap: does not load the model."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that is embedded whole, in the model's tokens, special ones included."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as a document, prefix and special tokens included."""
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """float32, shape (len(texts), dim), unit rows. ContextTooLong if a text would be cut."""
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """float32, shape (len(texts), dim), unit rows. A query over the limit is cut."""
+
+
+class VectorStore(Protocol):
+    """One collection of chunks with their vectors. Its contract is `stores.contract`.
+
+    Synchronous; safe for concurrent readers with one writer. What a call acknowledged is there
+    after a crash of the process, for stores that persist.
+    """
+
+    def describe(self) -> StoreInfo:
+        """Kind, collection, dim, metric, index, embedder and count, read from the live store."""
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
+        """Write chunks; one of the same id is replaced, of duplicates in a call the last stays.
+
+        Raises DimensionMismatch, InputError (NaN, lengths that differ, metadata that is not
+        scalar), StoreUnavailable. All or nothing where the engine has transactions.
+        """
+
+    def delete(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        document_ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+    ) -> int:
+        """Delete what matches every argument that is given; returns how many chunks went.
+
+        Missing ids are silent. With no argument nothing is deleted.
+        """
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks in the order asked for; missing ones are left out."""
+
+    def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
+        """The `k` best of the chunks that match `where`, best first, a list a row of `vectors`.
+
+        Ties are ordered by chunk id. Always k hits when k chunks match (exact indexes).
+        """
+
+    def documents(self) -> Iterator[DocumentRecord]:
+        """A record for each version of each document, ordered by source, then version."""
+
+    def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
+        """Everything, in batches, with the vectors as they were given to `upsert`."""
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many chunks match."""
+
+    def close(self) -> None:
+        """Free files, locks and connections. Idempotent."""
+
+
+class StoreBackend(Protocol):
+    """A kind of store: makes, opens, lists and deletes collections. What the registry names."""
+
+    def collections(self) -> list[str]:
+        """The names of the collections, sorted."""
+
+    def create(self, spec: CollectionSpec) -> VectorStore:
+        """Make a collection, or open it if one of the same dim, metric and embedder is there.
+
+        Raises DimensionMismatch, MetricMismatch or EmbedderMismatch if it is another.
+        """
+
+    def open(self, name: str) -> VectorStore:
+        """Open a collection. Raises UnknownCollection."""
+
+    def drop(self, name: str) -> None:
+        """Delete a collection and all that it holds. Raises UnknownCollection."""
+
+
+class Generator(Protocol):
+    """Writes the answer to a prompt."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model, as answers report it."""
+
+    @property
+    def notice(self) -> str:
+        """What a reader of its answers should know; empty for a language model."""
+
+    def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
+        """Pieces of text as they come, and once the Usage. Markers [n] name passages.
+
+        Raises ModelUnavailable or ContextTooLong. Closing the iterator stops the generation.
+        """

@@ -1,0 +1,215 @@
+"""Settings in layers: defaults < rag.toml < RAG_* environment < command line.
+
+`RAG_EMBEDDER_MODEL` is `model` in `[embedder]`. `load` remembers where each value comes from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from rag.errors import ConfigError
+
+CONFIG_FILE = "rag.toml"
+_SECRET = re.compile(r"(?:key|token|secret|password)$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class EmbedderSettings(_Section):
+    """`[embedder]`: what turns text into vectors."""
+
+    kind: str = "sentence-transformers"
+    model: str = "all-MiniLM-L6-v2"
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    batch_size: int = Field(16, ge=1)
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+    url: str = ""
+    api_key: SecretStr = SecretStr("")
+    tokenizer: str = ""
+    max_tokens: int = Field(0, ge=0)
+    timeout_s: float = Field(60.0, gt=0)
+    options: dict[str, Any] = {}
+
+
+class GeneratorSettings(_Section):
+    """`[generator]`: what writes answers. With no url set, the best sentences are quoted."""
+
+    kind: str = "auto"
+    model: str = ""
+    url: str = ""
+    api_key: SecretStr = SecretStr("")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1)
+    context_tokens: int = Field(4096, ge=512)
+    timeout_s: float = Field(120.0, gt=0)
+    options: dict[str, Any] = {}
+
+
+class IngestSettings(_Section):
+    """`[ingest]`: how files become chunks, and what one file may cost."""
+
+    chunk_tokens: int = Field(220, ge=16)
+    overlap_tokens: int = Field(0, ge=0)
+    max_file_mb: int = Field(200, ge=1)
+    parse_seconds: float = Field(120.0, gt=0)
+    parse_memory_mb: int = Field(4096, ge=256)
+    workers: int = Field(2, ge=1)
+
+
+class AnswerSettings(_Section):
+    """`[answer]`: how many passages, and from how little evidence to abstain (0 to 1)."""
+
+    top_k: int = Field(5, ge=1, le=100)
+    sentences: int = Field(3, ge=1)
+    min_evidence: float = Field(0.5, ge=0, le=1)
+
+
+class Settings(BaseSettings):
+    """Every setting. Paths are absolute once loaded."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RAG_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="forbid",
+        frozen=True,
+    )
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("rag", appauthor=False))
+    models_dir: Path = Path()
+    store: str = "faiss"
+    collection: str = "default"
+    embedder: EmbedderSettings = EmbedderSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    ingest: IngestSettings = IngestSettings()
+    answer: AnswerSettings = AnswerSettings()
+    stores: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` passes in: it has merged the layers, and knows their origins."""
+        return (init_settings,)
+
+
+class Loaded:
+    """The settings, and for each dotted name where its value comes from."""
+
+    def __init__(self, settings: Settings, origins: Mapping[str, str]) -> None:
+        self.settings = settings
+        self._origins = origins
+
+    def rows(self) -> Iterator[tuple[str, Any, str]]:
+        """(name, value, origin) of every setting; secrets come masked."""
+        for name, value in _flatten(self.settings.model_dump()):
+            hidden = isinstance(value, SecretStr) or _SECRET.search(name)
+            shown = ("********" if _plain(value) else "") if hidden else value
+            yield name, shown, self._origins.get(name, "default")
+
+    def unknown(self, environment: Mapping[str, str]) -> list[str]:
+        """RAG_* variables that name no setting: misspelt, or meant for another program."""
+        known = {"RAG_" + n.upper().replace(".", "_") for n, _ in _flatten(self.settings.model_dump())}
+        given = [name for name in environment if name.upper().startswith("RAG_")]
+        return sorted(n for n in given if n.upper() not in known | {"RAG_CONFIG", "RAG_DEBUG"})
+
+
+def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
+    """Merge the layers. `command_line` has dotted names; `config` is by default ./rag.toml.
+
+    Raises ConfigError, naming the setting and where its value came from.
+    """
+    if config is not None and not config.is_file():
+        raise ConfigError(f"there is no settings file {config}", "check --config or RAG_CONFIG")
+    path = config or Path(CONFIG_FILE)
+    try:
+        layers = [
+            (str(path), TomlConfigSettingsSource(Settings, toml_file=path)()),
+            ("environment", EnvSettingsSource(Settings)()),
+            ("command line", InitSettingsSource(Settings, _nest(command_line))()),
+        ]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} or a RAG_* variable cannot be read ({error})", "mend it") from error
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers:
+        for name, _ in _flatten(values):
+            origins[name] = (
+                "RAG_" + name.upper().replace(".", "_") if origin == "environment" else origin
+            )
+        _merge(merged, values)
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"the setting {name!r} from {origins.get(name, path)} is wrong: {first['msg']}",
+            "see: rag config show",
+        ) from error
+    data_dir = settings.data_dir.expanduser().absolute()
+    models_dir = settings.models_dir.expanduser()
+    placed = {
+        "data_dir": data_dir,
+        "models_dir": data_dir / "models" if models_dir == Path() else models_dir.absolute(),
+    }
+    return Loaded(settings.model_copy(update=placed), origins)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in dotted.items():
+        *sections, last = name.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"there is no setting {name!r}", "see: rag config show")
+        inner[last] = value
+    return nested
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,220 @@
+"""The values that flow through the system: file -> Document -> Chunk, question -> Hit -> Answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+    """float32, shape (n, dim); rows of unit length unless a collection is unnormalised."""
+
+Scalar: TypeAlias = str | int | float | bool
+Metadata: TypeAlias = Mapping[str, Scalar]
+Metric: TypeAlias = Literal["cosine", "ip", "l2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The text of one page. `number` counts from 1; None where the format has no pages."""
+
+    text: str
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One file as text. `id` comes from `source`; `version` from its bytes and chunk settings."""
+
+    id: str
+    source: str
+    version: str
+    title: str
+    pages: tuple[Page, ...]
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of one page: what is embedded, found and quoted.
+
+    `id` comes from document id, version and `position` (from 0); the chunk at position 0 is
+    written last, so its presence says that this version of the document is whole.
+    `ingested_at` is in seconds since the epoch, UTC.
+    """
+
+    id: str
+    document_id: str
+    version: str
+    position: int
+    text: str
+    source: str
+    title: str = ""
+    page: int | None = None
+    ingested_at: int = 0
+    metadata: Metadata = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Scalar]:
+        """What a filter can ask about: the metadata and the built-in fields."""
+        built_in = {name: getattr(self, name) for name in BUILT_IN_FIELDS}
+        return {**self.metadata, **{k: v for k, v in built_in.items() if v is not None}}
+
+
+BUILT_IN_FIELDS = ("document_id", "version", "position", "source", "title", "page", "ingested_at")
+"""Names that metadata keys may not take, because filters use them for the chunk's own fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that was found. `score`: higher is better, in every store and metric."""
+
+    chunk: Chunk
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRecord:
+    """One version of a document as a store holds it; `complete` once position 0 is there."""
+
+    id: str
+    source: str
+    title: str
+    version: str
+    chunks: int
+    ingested_at: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What makes vectors comparable; stamped on a collection and checked at every use.
+
+    `revision` is a hash of the weights where they are local, otherwise what the server names.
+    """
+
+    model: str
+    revision: str
+    dim: int
+    normalized: bool = True
+    query_prefix: str = ""
+    document_prefix: str = ""
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSpec:
+    """What a collection is created with, and never changes afterwards."""
+
+    name: str
+    dim: int
+    metric: Metric = "cosine"
+    embedder: Fingerprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a live collection says of itself."""
+
+    kind: str
+    collection: str
+    dim: int
+    metric: Metric
+    index: str
+    embedder: Fingerprint | None
+    count: int
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n]."""
+
+    question: str
+    passages: tuple[Hit, ...]
+    messages: tuple[dict[str, str], ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that the model counted; 0 where it does not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Where a marker [n] of an answer leads: a hit of this very answer.
+
+    `spans` are the [start, end) ranges of `text`, in characters, that the answer rests on.
+    """
+
+    marker: int
+    chunk_id: str
+    document_id: str
+    source: str
+    title: str
+    page: int | None
+    score: float
+    text: str
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, marker: int, hit: Hit, spans: tuple[tuple[int, int], ...] = ()) -> Citation:
+        """The citation of `hit` under `marker`."""
+        chunk = hit.chunk
+        return cls(
+            marker=marker,
+            chunk_id=chunk.id,
+            document_id=chunk.document_id,
+            source=chunk.source,
+            title=chunk.title,
+            page=chunk.page,
+            score=round(hit.score, 6),
+            text=chunk.text,
+            spans=spans,
+        )
+
+    def quotes(self) -> list[str]:
+        """The sentences of the passage that the answer rests on, white space collapsed."""
+        return [" ".join(self.text[start:end].split()) for start, end in self.spans]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and what it rests on. `abstained`: the documents do not hold an answer.
+
+    `degraded` names the parts that failed; `notice` says in words what the reader should know,
+    such as that no model is configured. `timings_ms` has a figure for each stage.
+    """
+
+    question: str
+    text: str
+    citations: tuple[Citation, ...]
+    abstained: bool
+    model: str
+    degraded: tuple[str, ...] = ()
+    notice: str = ""
+    invalid_markers: int = 0
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as every interface gives it."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "abstained": self.abstained,
+            "degraded": list(self.degraded),
+            "citations": [asdict(c) for c in self.citations],
+            "timings_ms": dict(self.timings_ms),
+            "model": self.model,
+            "usage": asdict(self.usage),
+            "notice": self.notice,
+            "invalid_markers": self.invalid_markers,
+        }

@@ -1,0 +1,111 @@
+"""What every store refuses, checked in one place so that every store refuses the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rag.errors import (
+    DimensionMismatch,
+    EmbedderMismatch,
+    InputError,
+    MetricMismatch,
+    UnknownCollection,
+)
+from rag.filters import check_metadata
+from rag.types import Chunk, CollectionSpec, Fingerprint
+
+if TYPE_CHECKING:
+    from rag.types import Vectors
+
+# Small letters only: a name becomes a folder, and some file systems fold case. The length and the
+# alphabet fit the names that Milvus, Chroma and Pinecone accept.
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless `name` can name a collection in every store."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} cannot name a collection",
+            "use 1 to 63 small letters, digits, '-' and '_', beginning with a letter or digit",
+        )
+
+
+def check_chunks(chunks: Sequence[Chunk], vectors: Vectors, dim: int) -> Vectors:
+    """The vectors as contiguous float32, shape (len(chunks), dim).
+
+    Raises DimensionMismatch, or InputError for lengths that differ, NaN or infinity, ids or text
+    that are not Unicode, and metadata that is not flat.
+    """
+    vectors = check_vectors(vectors, dim)
+    if len(vectors) != len(chunks):
+        raise InputError(f"{len(chunks)} chunks came with {len(vectors)} vectors", "give one each")
+    for chunk in chunks:
+        if not chunk.id or not chunk.document_id:
+            raise InputError("a chunk has an empty id or document id", "give every chunk both")
+        try:
+            (chunk.id + chunk.document_id + chunk.source + chunk.title + chunk.text).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"chunk {chunk.id!r} holds a lone surrogate", "clean the text"
+            ) from error
+        check_metadata(chunk.metadata)
+    return vectors
+
+
+def check_vectors(vectors: Vectors, dim: int) -> Vectors:
+    """The vectors as contiguous float32, shape (n, dim). DimensionMismatch, InputError on NaN."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.size == 0:
+        return vectors.reshape(0, dim)
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise DimensionMismatch(
+            f"the collection holds vectors of {dim} dimensions, not {vectors.shape[-1]}",
+            "use the embedder that it was made with, or another collection",
+        )
+    if not np.isfinite(vectors).all():
+        raise InputError("a vector holds NaN or infinity", "check the embedder that made it")
+    return vectors
+
+
+def check_same(spec: CollectionSpec, live: CollectionSpec) -> None:
+    """Raise the mismatch between what is asked for and what the collection is, if there is one."""
+    if spec.embedder and live.embedder:
+        check_embedder(live.name, asked=spec.embedder, live=live.embedder)
+    if spec.dim != live.dim:
+        raise DimensionMismatch(
+            f"collection {live.name!r} holds vectors of {live.dim} dimensions, not {spec.dim}",
+            "use the embedder that it was made with, or another --collection",
+        )
+    if spec.metric != live.metric:
+        raise MetricMismatch(
+            f"collection {live.name!r} has metric {live.metric}, not {spec.metric}",
+            "ask for its own metric, or another --collection",
+        )
+
+
+def check_embedder(collection: str, *, asked: Fingerprint, live: Fingerprint) -> None:
+    """Raise EmbedderMismatch, naming what differs, unless the two make comparable vectors."""
+    if asked == live:
+        return
+    ours, theirs = asdict(asked), asdict(live)
+    differs = [name for name in ours if ours[name] != theirs[name]]
+    names = ["model"] if "model" in differs else differs
+    raise EmbedderMismatch(
+        f"collection {collection!r} was made with another embedder: "
+        + ", ".join(f"{n} {theirs[n]!r}, not {ours[n]!r}" for n in names),
+        "set the embedder back, or ingest into another --collection",
+    )
+
+
+def no_collection(kind: str, name: str) -> UnknownCollection:
+    """The error for a collection that is not there."""
+    return UnknownCollection(
+        f"there is no collection {name!r} in {kind}",
+        f"make it with: rag ingest PATH --collection {name}, or see: rag collections list",
+    )

@@ -1,0 +1,136 @@
+"""The exact store in memory: the reference that every other store is compared with."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag.filters import Filter, matches
+from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
+from stores.ranking import rank, scores
+
+if TYPE_CHECKING:
+    from rag.types import Vectors
+
+
+class MemoryStore:
+    """One collection as a dictionary. Gone with the process."""
+
+    def __init__(self, spec: CollectionSpec) -> None:
+        self.spec = spec
+        self._rows: dict[str, tuple[Chunk, Vectors]] = {}
+        self._lock = threading.RLock()
+
+    def describe(self) -> StoreInfo:
+        spec = self.spec
+        return StoreInfo(
+            "memory", spec.name, spec.dim, spec.metric, "exact", spec.embedder, self.count()
+        )
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
+        vectors = check_chunks(chunks, vectors, self.spec.dim)
+        with self._lock:
+            for chunk, vector in zip(chunks, vectors, strict=True):
+                self._rows[chunk.id] = (replace(chunk, metadata=dict(chunk.metadata)), vector)
+
+    def delete(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        document_ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+    ) -> int:
+        if ids is None and document_ids is None and where is None:
+            return 0
+        wanted_ids, wanted_documents = set(ids or ()), set(document_ids or ())
+        with self._lock:
+            doomed = [
+                chunk.id
+                for chunk, _ in self._matching(where)
+                if (ids is None or chunk.id in wanted_ids)
+                and (document_ids is None or chunk.document_id in wanted_documents)
+            ]
+            for chunk_id in doomed:
+                del self._rows[chunk_id]
+            return len(doomed)
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        with self._lock:
+            return [self._rows[chunk_id][0] for chunk_id in ids if chunk_id in self._rows]
+
+    def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
+        queries = check_vectors(vectors, self.spec.dim)
+        rows = self._matching(where)
+        if not rows or k < 1:
+            return [[] for _ in queries]
+        table = scores(queries, np.stack([vector for _, vector in rows]), self.spec.metric)
+        chunks = [chunk for chunk, _ in rows]
+        return [rank(zip(row.tolist(), chunks, strict=True), k) for row in table]
+
+    def documents(self) -> Iterator[DocumentRecord]:
+        first: dict[tuple[str, str, str], Chunk] = {}
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for chunk, _ in self._matching(None):
+            key = (chunk.source, chunk.version, chunk.document_id)
+            counts[key] += 1
+            if key not in first or chunk.position < first[key].position:
+                first[key] = chunk
+        for key in sorted(first):
+            chunk = first[key]
+            yield DocumentRecord(
+                id=chunk.document_id,
+                source=chunk.source,
+                title=chunk.title,
+                version=chunk.version,
+                chunks=counts[key],
+                ingested_at=chunk.ingested_at,
+                complete=chunk.position == 0,
+            )
+
+    def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
+        rows = self._matching(None)
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            yield [chunk for chunk, _ in part], np.stack([vector for _, vector in part])
+
+    def count(self, where: Filter | None = None) -> int:
+        return len(self._matching(where))
+
+    def close(self) -> None:
+        """Nothing to free: the backend keeps the collection until the process ends."""
+
+    def _matching(self, where: Filter | None) -> list[tuple[Chunk, Vectors]]:
+        with self._lock:
+            rows = list(self._rows.values())
+        return [row for row in rows if where is None or matches(where, row[0].fields())]
+
+
+class MemoryBackend:
+    """Collections of this process."""
+
+    def __init__(self, **_: Any) -> None:
+        self._stores: dict[str, MemoryStore] = {}
+
+    def collections(self) -> list[str]:
+        return sorted(self._stores)
+
+    def create(self, spec: CollectionSpec) -> MemoryStore:
+        check_name(spec.name)
+        store = self._stores.setdefault(spec.name, MemoryStore(spec))
+        check_same(spec, store.spec)
+        return store
+
+    def open(self, name: str) -> MemoryStore:
+        if name not in self._stores:
+            raise no_collection("memory", name)
+        return self._stores[name]
+
+    def drop(self, name: str) -> None:
+        self.open(name)
+        del self._stores[name]

@@ -1,0 +1,43 @@
+"""One order of hits for every store: higher score first, ties by chunk id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rag.types import Chunk, Hit, Metric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rag.types import Vectors
+
+
+def rank(found: Iterable[tuple[float, Chunk]], k: int) -> list[Hit]:
+    """The k best as hits. Scores that agree to six decimals, the noise of float32, are ties."""
+    ordered = sorted(found, key=lambda pair: (-round(pair[0], 6), pair[1].id))
+    return [Hit(chunk, float(score)) for score, chunk in ordered[:k]]
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Rows scaled to length one; a row of zeros stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def scores(queries: Vectors, vectors: Vectors, metric: Metric) -> NDArray[np.float64]:
+    """Exact scores, shape (len(queries), len(vectors)); higher is better in every metric.
+
+    cosine: cosine similarity; ip: inner product; l2: negative squared Euclidean distance.
+    In float64, so that the reference has no rounding of its own.
+    """
+    if metric == "cosine":
+        queries, vectors = unit(queries), unit(vectors)
+    left, right = queries.astype(np.float64), vectors.astype(np.float64)
+    products = left @ right.T
+    if metric != "l2":
+        return products
+    lengths = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :]
+    return np.minimum(2 * products - lengths, 0.0)

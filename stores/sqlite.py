@@ -1,0 +1,310 @@
+"""Chunks, metadata and vectors of one collection in SQLite: what survives a crash.
+
+Three tables: `chunks` is narrow, so that filters and listings do not read texts; `contents` holds
+text, metadata and vector; `fields` has a row for each metadata value, indexed by key and value.
+`seq` is never used again, so a replaced chunk has a new one and an index of vectors can tell.
+Sound with several readers and one writer; who writes holds `write.lock` until `close`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from rag.errors import StoreUnavailable
+from rag.filters import Filter, kind
+from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint
+from stores.sql_filters import to_sql
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rag.types import Vectors
+
+FILE = "chunks.sqlite3"
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE chunks (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, document_id TEXT NOT NULL,
+    version TEXT NOT NULL, position INTEGER NOT NULL, source TEXT NOT NULL, title TEXT NOT NULL,
+    page INTEGER, ingested_at INTEGER NOT NULL);
+CREATE INDEX chunks_of_document ON chunks (document_id, version, position);
+CREATE TABLE contents (
+    seq INTEGER PRIMARY KEY, text TEXT NOT NULL, metadata TEXT NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE fields (
+    key TEXT NOT NULL, kind TEXT NOT NULL, value, seq INTEGER NOT NULL,
+    PRIMARY KEY (key, kind, value, seq)) WITHOUT ROWID;
+CREATE INDEX fields_of_chunk ON fields (seq);
+INSERT INTO meta VALUES ('generation', 0);
+"""
+_CHUNK = (
+    "c.id, c.document_id, c.version, c.position, t.text, c.source, c.title, c.page, "
+    "c.ingested_at, t.metadata"
+)
+
+
+class ChunkTable:
+    """The SQLite file of one collection. Safe to share between threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the collection in `folder`. Raises StoreUnavailable."""
+        self.folder = folder
+        self._path = folder / FILE
+        self._local = threading.local()
+        self._open: list[sqlite3.Connection] = []
+        self._lock = FileLock(folder / "write.lock", timeout=0, thread_local=False)
+        self._writing = threading.RLock()
+        values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
+        embedder = values.pop("embedder")
+        self.spec = CollectionSpec(**values, embedder=Fingerprint(**embedder) if embedder else None)
+
+    @classmethod
+    def create(cls, folder: Path, spec: CollectionSpec) -> ChunkTable:
+        """Make the collection unless it is there, and open it."""
+        if not (folder / FILE).exists():
+            with _translated(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                # Made aside and moved into place: no crash leaves half a collection.
+                part = Path(mkdtemp(prefix=".new-", dir=folder.parent))
+                db = sqlite3.connect(part / FILE, isolation_level=None)
+                db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
+                db.execute("INSERT INTO meta VALUES ('spec', ?)", [json.dumps(asdict(spec))])
+                db.close()
+                try:
+                    part.rename(folder)
+                except OSError:  # another process was first
+                    rmtree(part)
+                    if not (folder / FILE).exists():
+                        raise
+        return cls(folder)
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with every write, whichever process made it."""
+        return int(self._one("SELECT value FROM meta WHERE key = 'generation'"))
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
+        """Write chunks in one transaction; the last of a repeated id stays."""
+        rows = {chunk.id: (chunk, vector) for chunk, vector in zip(chunks, vectors, strict=True)}
+        if not rows:
+            return
+        with self._transaction() as db:
+            self._delete(db, "id IN (SELECT value FROM json_each(?))", [json.dumps(list(rows))])
+            for chunk, vector in rows.values():
+                seq = db.execute(
+                    "INSERT INTO chunks VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        chunk.id,
+                        chunk.document_id,
+                        chunk.version,
+                        chunk.position,
+                        chunk.source,
+                        chunk.title,
+                        chunk.page,
+                        chunk.ingested_at,
+                    ],
+                ).lastrowid
+                metadata = dict(chunk.metadata)
+                db.execute(
+                    "INSERT INTO contents VALUES (?, ?, ?, ?)",
+                    [seq, chunk.text, json.dumps(metadata, ensure_ascii=False), vector.tobytes()],
+                )
+                db.executemany(
+                    "INSERT INTO fields VALUES (?, ?, ?, ?)",
+                    [(key, kind(value), value, seq) for key, value in metadata.items()],
+                )
+
+    def delete(
+        self,
+        ids: Sequence[str] | None,
+        document_ids: Sequence[str] | None,
+        where: Filter | None,
+    ) -> int:
+        """Delete what matches every argument that is not None; how many chunks went."""
+        conditions, values = ["1"], []
+        for column, wanted in (("id", ids), ("document_id", document_ids)):
+            if wanted is not None:
+                conditions.append(f"{column} IN (SELECT value FROM json_each(?))")
+                values.append(json.dumps(list(wanted)))
+        if where is not None:
+            condition, operands = to_sql(where)
+            conditions.append(condition)
+            values += operands
+        if len(conditions) == 1:
+            return 0
+        with self._transaction() as db:
+            return self._delete(db, " AND ".join(conditions), values)
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks in the order asked for; missing ones left out."""
+        rows = self._all(
+            f"SELECT {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
+            "WHERE c.id IN (SELECT value FROM json_each(?))",
+            [json.dumps(list(ids))],
+        )
+        found = {row[0]: _chunk(row) for row in rows}
+        return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+
+    def chunks(self, seqs: Sequence[int]) -> dict[int, Chunk]:
+        """The chunks by seq; missing ones left out."""
+        rows = self._all(
+            f"SELECT c.seq, {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
+            "WHERE c.seq IN (SELECT value FROM json_each(?))",
+            [json.dumps(list(seqs))],
+        )
+        return {row[0]: _chunk(row[1:]) for row in rows}
+
+    def seqs(self, where: Filter | None = None) -> NDArray[np.int64]:
+        """The seq of every chunk that matches, ascending."""
+        condition, values = to_sql(where)
+        rows = self._all(f"SELECT seq FROM chunks WHERE {condition} ORDER BY seq", values)
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def vectors(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Vectors]:
+        """(seqs, vectors) of the chunks that are still there, ordered by seq."""
+        rows = self._all(
+            "SELECT seq, vector FROM contents WHERE seq IN (SELECT value FROM json_each(?)) "
+            "ORDER BY seq",
+            [json.dumps(seqs.tolist())],
+        )
+        return np.array([row[0] for row in rows], np.int64), self._array(row[1] for row in rows)
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many chunks match."""
+        condition, values = to_sql(where)
+        return int(self._one(f"SELECT count(*) FROM chunks WHERE {condition}", values))
+
+    def documents(self) -> Iterator[DocumentRecord]:
+        """A record for each version of each document, ordered by source, then version."""
+        # SQLite fills bare columns from the row that has the minimum: the chunk nearest the start.
+        rows = self._all(
+            "SELECT document_id, source, title, version, count(*), ingested_at, min(position) = 0 "
+            "FROM chunks GROUP BY document_id, version ORDER BY source, version, document_id"
+        )
+        for row in rows:
+            yield DocumentRecord(*row[:6], complete=bool(row[6]))
+
+    def scan(self, batch: int) -> Iterator[tuple[list[Chunk], Vectors]]:
+        """Everything in batches, with vectors, in the order of writing."""
+        last = 0
+        while rows := self._all(
+            f"SELECT c.seq, t.vector, {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
+            "WHERE c.seq > ? ORDER BY c.seq LIMIT ?",
+            [last, batch],
+        ):
+            last = rows[-1][0]
+            yield [_chunk(row[2:]) for row in rows], self._array(row[1] for row in rows)
+
+    @contextmanager
+    def exclusive(self, *, keep: bool = False) -> Iterator[None]:
+        """Be the only writer inside, and with `keep` until `close`.
+
+        Raises StoreUnavailable if another process is.
+        """
+        with self._writing:
+            try:
+                if not (keep and self._lock.is_locked):
+                    self._lock.acquire()
+            except Timeout as error:
+                raise StoreUnavailable(
+                    f"collection {self.spec.name!r} is being written by another process",
+                    "wait until it is done, then run this again",
+                ) from error
+            except OSError as error:
+                raise _unavailable(self.folder, error.strerror or str(error)) from error
+            try:
+                yield
+            finally:
+                if not keep:
+                    self._lock.release()
+
+    def close(self) -> None:
+        """Close every connection and give the writer's lock back. Idempotent."""
+        while self._open:
+            self._open.pop().close()
+        self._local = threading.local()
+        self._lock.release(force=True)
+
+    def _array(self, blobs: Iterator[bytes]) -> Vectors:
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, self.spec.dim)
+
+    def _delete(self, db: sqlite3.Connection, condition: str, values: list[Any]) -> int:
+        db.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (seq INTEGER PRIMARY KEY)")
+        db.execute("DELETE FROM temp.doomed")
+        found = db.execute(
+            f"INSERT INTO temp.doomed SELECT seq FROM chunks WHERE {condition}", values
+        )
+        if found.rowcount:
+            for table in ("fields", "contents", "chunks"):
+                db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT seq FROM temp.doomed)")
+        return found.rowcount
+
+    def _connect(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=30
+            )
+            # A commit is acknowledged only once it is on the disk.
+            db.executescript("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+            self._local.db = db
+            self._open.append(db)
+        return db
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        with _translated(self.folder):
+            return self._connect().execute(sql, values).fetchall()
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        with _translated(self.folder):
+            return self._connect().execute(sql, values).fetchone()[0]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self.exclusive(keep=True), _translated(self.folder):
+            db = self._connect()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _translated(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise _unavailable(folder, str(error)) from error
+    except OSError as error:
+        raise _unavailable(folder, error.strerror or str(error)) from error
+
+
+def _unavailable(folder: Path, reason: str) -> StoreUnavailable:
+    if "full" in reason or "No space" in reason:
+        hint = "free some space there and run this again; what was written before is kept"
+    elif "malformed" in reason or "not a database" in reason:
+        hint = "the file is damaged: restore it, or delete the collection and ingest again"
+    else:
+        hint = "check that the folder exists and may be written"
+    return StoreUnavailable(f"the store in {folder} failed ({reason})", hint)
+
+
+def _chunk(row: Sequence[Any]) -> Chunk:
+    return Chunk(*row[:9], metadata=json.loads(row[9]))
