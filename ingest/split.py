@@ -102,4 +102,3 @@ class Splitter:
             chunk_overlap=self._overlap,
             length_function=self._length,
         )
-

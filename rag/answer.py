@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -79,13 +79,12 @@ class Answerer:
 
     async def stream(
         self, question: str, k: int, where: Filter | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Sources, then Tokens as they come, then Done. Closing it stops the generation."""
         run = _Run(time.perf_counter())
         hits = await asyncio.to_thread(self._retriever.search, question, k, where)
         run.lap("search")
-        strength = await asyncio.to_thread(evidence, question, hits, self._retriever.embedder)
-        run.lap("evidence")
+        strength = evidence(question, hits)
         prompt = build(
             question,
             hits,
@@ -164,9 +163,7 @@ class _Run:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        self.timings[stage] = round(
-            self.timings.get(stage, 0.0) + (now - self._lap) * 1000, 2
-        )
+        self.timings[stage] = round(self.timings.get(stage, 0.0) + (now - self._lap) * 1000, 2)
         self._lap = now
 
     def append(self, text: str) -> Token:
@@ -196,7 +193,7 @@ def refusal(question: str) -> str:
     return "The documents do not hold an answer to this."
 
 
-async def _closable(pieces: AsyncIterator[str | Usage]) -> AsyncIterator[str | Usage]:
+async def _closable(pieces: AsyncIterator[str | Usage]) -> AsyncGenerator[str | Usage]:
     """The iterator as a generator, so that leaving it early closes it."""
     try:
         async for piece in pieces:

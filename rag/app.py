@@ -173,7 +173,9 @@ class App:
                 "see: rag documents list",
             )
         if len({record.id for record in found}) > 1:
-            raise UnknownDocument(f"{name!r} ends {len(found)} sources", "give the whole path or the id")
+            raise UnknownDocument(
+                f"{name!r} ends {len(found)} sources", "give the whole path or the id"
+            )
         return found[-1]
 
     def _generator(self, kind: str, embedder: Embedder) -> Generator:
@@ -183,4 +185,3 @@ class App:
             **values, embedder=embedder, sentences=self.settings.answer.sentences
         )
         return generator
-

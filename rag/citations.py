@@ -74,12 +74,12 @@ def cite(answer: str, passages: Sequence[Hit]) -> tuple[Citation, ...]:
 def _support(statement: str, text: str) -> list[tuple[int, int]]:
     """The sentence of `text` nearest to what stands before the marker, if any is near."""
     said = [statement[s.start : s.end] for s in sentences(statement)] or [statement]
-    words = terms(said[-1])
+    words = dict.fromkeys(terms(said[-1]), 1.0)
     best: tuple[float, int, int] = (0.0, 0, 0)
     for sentence in sentences(text):
         here = terms(text[sentence.start : sentence.end])
         # How much of the statement is here, and how much of this is said: both, or it is chance.
-        score = coverage(words, here) + coverage(here, words)
+        score = coverage(words, here) + coverage(dict.fromkeys(here, 1.0), frozenset(words))
         if score > best[0]:
             best = (score, sentence.start, sentence.end)
     return [(best[1], best[2])] if best[0] > 0.3 else []

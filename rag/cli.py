@@ -30,7 +30,9 @@ _EPILOG = "\b\nExit status:\n" + "\n".join(f"  {c:>3}  {text}" for c, text in EX
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="rag")
-@click.option("--config", type=Path, envvar="RAG_CONFIG", help="Settings file, by default rag.toml.")
+@click.option(
+    "--config", type=Path, envvar="RAG_CONFIG", help="Settings file, by default rag.toml."
+)
 @click.option("--data-dir", type=Path, help="Folder that holds all data (RAG_DATA_DIR).")
 @click.option(
     "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, for this run."
@@ -88,9 +90,7 @@ def ingest(
     app = _app(context, collection, store)
     values = {key: _scalar(value) for key, value in (_pair(m, "--metadata") for m in metadata)}
     with terminal.progress(quiet=as_json or dry_run) as progress:
-        report = app.ingest(
-            paths, metadata=values, prune=prune, dry_run=dry_run, progress=progress
-        )
+        report = app.ingest(paths, metadata=values, prune=prune, dry_run=dry_run, progress=progress)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -344,7 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "rag"
+        where = (
+            error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "rag"
+        )
         return _fail(f"{error.format_message()} See: {where} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was done is kept, run it again to go on", 130)

@@ -1,33 +1,34 @@
-"""How well a passage's sentences answer a question: for quoting them, and for abstaining."""
+"""How well passages answer a question: to quote the best sentences, and to abstain."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rag.protocols import Embedder
 from rag.sentences import is_cjk, sentences
-from rag.terms import coverage, terms
+from rag.terms import coverage, identifiers, terms
 from rag.types import Hit
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of `passages[passage]`, with its range in the chunk's text and its score."""
+    """A sentence of `passages[passage]`: its [start, end) range in the chunk's text, its score."""
 
     passage: int
     start: int
     end: int
-    cosine: float
-    overlap: float
     score: float
 
 
 def rank_sentences(question: str, passages: Sequence[Hit], embedder: Embedder) -> list[Quote]:
     """Every sentence of the passages, the likeliest to hold the answer first.
 
-    The score is the cosine to the question plus the share of the question's terms that stand in
-    the sentence or its heading. In CJK the words decide: small embedders are weak there.
+    The score is the cosine to the question plus the share of its terms that stand in the sentence
+    or over it, each term weighted by how rare it is among these sentences (idf). On 3 passages of
+    XQuAD, 200 questions, the best 3 sentences hold the answer in 97 % (English) and 92 %
+    (Chinese); cosine alone holds it in 94 and 70, words alone in 95 and 90.
     """
     found = [
         (number, sentence, f"{sentence.heading} {hit.chunk.text[sentence.start : sentence.end]}")
@@ -36,18 +37,39 @@ def rank_sentences(question: str, passages: Sequence[Hit], embedder: Embedder) -
     ]
     if not found:
         return []
-    wanted = terms(question)
+    words = [terms(text) for _, _, text in found]
+    weights = {}
+    for term in terms(question):
+        holding = sum(term in here for here in words)
+        if holding:  # a term that is nowhere cannot tell one sentence from another
+            weights[term] = math.log(1 + len(found) / (holding + 0.5))
     vectors = embedder.embed_queries([question, *(text[:2000] for _, _, text in found)])
-    cosines = vectors[1:] @ vectors[0]
-    weight = 0.2 if is_cjk(question) else 1.0
-    quotes = []
-    for (number, sentence, text), cosine in zip(found, cosines.tolist(), strict=True):
-        overlap = coverage(wanted, terms(text))
-        score = weight * cosine + 0.5 * overlap
-        quotes.append(Quote(number, sentence.start, sentence.end, cosine, overlap, score))
+    cosines = (vectors[1:] @ vectors[0]).tolist()
+    quotes = [
+        Quote(number, sentence.start, sentence.end, cosine + coverage(weights, here))
+        for (number, sentence, _), cosine, here in zip(found, cosines, words, strict=True)
+    ]
     return sorted(quotes, key=lambda quote: (-quote.score, quote.passage, quote.start))
 
 
-def evidence(question: str, passages: Sequence[Hit], embedder: Embedder) -> float:
-    """TODO"""
-    return 1.0
+def evidence(question: str, passages: Sequence[Hit]) -> float:
+    """How likely the passages hold an answer, 0 to 1; 0 for no passage.
+
+    A logistic regression on the best score and on the share of the question's terms in the best
+    passage, fitted on half of ClapNQ's dev set and on XQuAD and CMRC with and without the right
+    passage (all-MiniLM-L6-v2, half of the questions answerable). In CJK only the words count, for
+    that model cannot read it. A name with digits, such as E-45, that no passage holds is the mark
+    of a question about something else.
+    """
+    if not passages:
+        return 0.0
+    wanted = dict.fromkeys(terms(question), 1.0)
+    words = [terms(f"{hit.chunk.title} {hit.chunk.text}") for hit in passages]
+    covered = max(coverage(wanted, here) for here in words)
+    if is_cjk(question):
+        logit = 7.7 * covered - 2.6
+    else:
+        logit = 8.4 * passages[0].score + 4.4 * covered - 7.3
+    likely = 1 / (1 + math.exp(-logit))
+    held = frozenset().union(*words)
+    return likely if identifiers(question) <= held else likely / 10

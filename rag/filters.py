@@ -20,6 +20,7 @@ from rag.types import BUILT_IN_FIELDS, Scalar
 Op: TypeAlias = Literal["eq", "gt", "gte", "lt", "lte", "in", "exists"]
 
 OPERATORS = ("$eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not").split()
+
 _HINT = "operators are " + " ".join(OPERATORS)
 _MAX_DEPTH = 32
 

@@ -34,4 +34,6 @@ def check_question(question: str) -> None:
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise InputError("the question is not valid Unicode", "check the terminal's encoding") from error
+        raise InputError(
+            "the question is not valid Unicode", "check the terminal's encoding"
+        ) from error

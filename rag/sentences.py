@@ -19,14 +19,21 @@ class Sentence(NamedTuple):
 
 
 # Han, kana, bopomofo, hangul and their full-width forms.
-CJK = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+CJK = (
+    "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+)
 _IS_CJK = re.compile(f"[{CJK}]")
-_ABBREVIATIONS = r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bNo)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bFig)(?<!\bapprox)(?<!\bLtd)(?<!\b[A-Z])"
+_ABBREVIATIONS = "".join(
+    rf"(?<!\b{word})" for word in "e\\.g i\\.e vs No Dr Mr Ms Mrs Fig approx Ltd Inc [A-Z]".split()
+)
 _END = re.compile(
     r"[。！？｡…]+[”’」』）】]*"
     rf"|{_ABBREVIATIONS}[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s]|\s*$)",
 )
-_ITEM = re.compile(r"\s*(?:[-*+•–·▪◦]|\d{1,3}[.)、]|[(（]?[a-z\d一二三四五六七八九十]{1,2}[)）、])\s*")
+_ITEM = re.compile(
+    r"\s*(?:[-*+•–·▪◦]|\d{1,3}[.)、]|[(（]?[a-z\d一二三四五六七八九十]{1,2}[)）、])\s*"
+)
 _HEADING = re.compile(r"\s*#{1,6}\s+(.*)")
 
 
@@ -80,7 +87,9 @@ def _blocks(text: str) -> list[tuple[int, int]]:
         start, end = line.span()
         if not line[0].strip():
             continue
-        if blocks and _continues(text[blocks[-1][0] : blocks[-1][1]], text[blocks[-1][1] : start], line[0]):
+        if blocks and _continues(
+            text[blocks[-1][0] : blocks[-1][1]], text[blocks[-1][1] : start], line[0]
+        ):
             blocks[-1] = (blocks[-1][0], end)
         else:
             blocks.append((start, end))

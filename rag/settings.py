@@ -39,14 +39,14 @@ class EmbedderSettings(_Section):
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     query_prefix: str | None = None
     document_prefix: str | None = None
     url: str = ""
     api_key: SecretStr = SecretStr("")
     tokenizer: str = ""
-    max_tokens: int = Field(0, ge=0)
-    timeout_s: float = Field(60.0, gt=0)
+    max_tokens: int = Field(default=0, ge=0)
+    timeout_s: float = Field(default=60.0, gt=0)
     options: dict[str, Any] = {}
 
 
@@ -57,30 +57,30 @@ class GeneratorSettings(_Section):
     model: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(512, ge=1)
-    context_tokens: int = Field(4096, ge=512)
-    timeout_s: float = Field(120.0, gt=0)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_tokens: int = Field(default=512, ge=1)
+    context_tokens: int = Field(default=4096, ge=512)
+    timeout_s: float = Field(default=120.0, gt=0)
     options: dict[str, Any] = {}
 
 
 class IngestSettings(_Section):
     """`[ingest]`: how files become chunks, and what one file may cost."""
 
-    chunk_tokens: int = Field(220, ge=16)
-    overlap_tokens: int = Field(0, ge=0)
-    max_file_mb: int = Field(200, ge=1)
-    parse_seconds: float = Field(120.0, gt=0)
-    parse_memory_mb: int = Field(4096, ge=256)
-    workers: int = Field(2, ge=1)
+    chunk_tokens: int = Field(default=220, ge=16)
+    overlap_tokens: int = Field(default=0, ge=0)
+    max_file_mb: int = Field(default=200, ge=1)
+    parse_seconds: float = Field(default=120.0, gt=0)
+    parse_memory_mb: int = Field(default=4096, ge=256)
+    workers: int = Field(default=2, ge=1)
 
 
 class AnswerSettings(_Section):
     """`[answer]`: how many passages, and from how little evidence to abstain (0 to 1)."""
 
-    top_k: int = Field(5, ge=1, le=100)
-    sentences: int = Field(3, ge=1)
-    min_evidence: float = Field(0.5, ge=0, le=1)
+    top_k: int = Field(default=5, ge=1, le=100)
+    sentences: int = Field(default=3, ge=1)
+    min_evidence: float = Field(default=0.1, ge=0, le=1)
 
 
 class Settings(BaseSettings):
@@ -133,7 +133,9 @@ class Loaded:
 
     def unknown(self, environment: Mapping[str, str]) -> list[str]:
         """RAG_* variables that name no setting: misspelt, or meant for another program."""
-        known = {"RAG_" + n.upper().replace(".", "_") for n, _ in _flatten(self.settings.model_dump())}
+        known = {
+            "RAG_" + n.upper().replace(".", "_") for n, _ in _flatten(self.settings.model_dump())
+        }
         given = [name for name in environment if name.upper().startswith("RAG_")]
         return sorted(n for n in given if n.upper() not in known | {"RAG_CONFIG", "RAG_DEBUG"})
 
@@ -153,7 +155,9 @@ def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
             ("command line", InitSettingsSource(Settings, _nest(command_line))()),
         ]
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} or a RAG_* variable cannot be read ({error})", "mend it") from error
+        raise ConfigError(
+            f"{path} or a RAG_* variable cannot be read ({error})", "mend it"
+        ) from error
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, values in layers:

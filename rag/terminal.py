@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def printable(text: object) -> str:
 
 def shown_source(source: str) -> str:
     """A source as short as it can be told from here."""
-    relative = os.path.relpath(source) if os.path.isabs(source) else source
+    relative = os.path.relpath(source) if Path(source).is_absolute() else source
     return printable(source if relative.startswith("..") else relative)
 
 
@@ -111,7 +112,14 @@ def collections(found: Sequence[StoreInfo]) -> None:
     table(
         ("collection", "chunks", "dim", "metric", "index", "embedder"),
         [
-            (i.collection, i.count, i.dim, i.metric, i.index, i.embedder.model if i.embedder else "")
+            (
+                i.collection,
+                i.count,
+                i.dim,
+                i.metric,
+                i.index,
+                i.embedder.model if i.embedder else "",
+            )
             for i in found
         ],
     )

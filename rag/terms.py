@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,12 +16,15 @@ from rag.sentences import CJK
 
 _TOKEN = re.compile(rf"[{CJK}]+|[^\W_]+(?:[-_.'’][^\W_]+)*")
 _STOP = frozenset(
-    "a about all also am an and any are as at be because been being but by can could did do does "
-    "doing for from get had has have how i if in into is it its just many may me might more most "
-    "much my no not of on one or our out over own shall she should so some such than that the "
-    "their them then there these they this those to under up us was we were what when where which "
-    "while who whom whose why will with would you your".split()
+    (
+        "a about all also am an and any are as at be because been being but by can could did do "
+        "does doing for from get had has have how i if in into is it its just many may me might "
+        "more most much my no not of on one or our out over own shall she should so some such than "
+        "that the their them then there these they this those to under up us was we were what when "
+        "where which while who whom whose why will with would you your"
+    ).split()
 )
+
 _STOP_CJK = re.compile(
     "什么|多少|怎么样|怎么|怎样|如何|哪些|哪个|哪里|哪儿|哪一|是否|可以|能否|需要|应该|为什么|"
     "请问|我们|你们|他们|多长时间|多久|时候|有没有|是不是|[的了是在有和与及或吗呢吧啊么我你他她它几谁被把对从到就都也很该其之于为]"
@@ -34,12 +37,13 @@ def terms(text: str) -> frozenset[str]:
     return frozenset(term for token in _TOKEN.findall(folded) for term in _terms(token))
 
 
-def coverage(wanted: Iterable[str], found: frozenset[str]) -> float:
-    """The share of the wanted terms that were found, 0 to 1; 0 when none is wanted.
+def identifiers(text: str) -> frozenset[str]:
+    """The terms that name one thing exactly: letters, then digits, such as e-45 or ks35."""
+    return frozenset(term for term in terms(text) if re.match(r"[a-z]+[-_.]?\d", term))
 
-    A name or number with a digit counts twice: a passage about another product is no answer.
-    """
-    weights = {term: 2.0 if any(c.isdigit() for c in term) else 1.0 for term in wanted}
+
+def coverage(weights: Mapping[str, float], found: frozenset[str]) -> float:
+    """The share of the wanted terms, by weight, that were found: 0 to 1; 0 if none is wanted."""
     total = sum(weights.values())
     return sum(w for term, w in weights.items() if term in found) / total if total else 0.0
 
@@ -52,9 +56,8 @@ def _terms(token: str) -> list[str]:
             if run
             for i in range(max(1, len(run) - 1))
         ]
-    if token in _STOP:
-        return []
-    return [_stem(token)]
+    word = re.sub("['’]s$", "", token)
+    return [] if word in _STOP else [_stem(word)]
 
 
 @cache

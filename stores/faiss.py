@@ -109,7 +109,8 @@ class FaissStore:
                 return [[] for _ in queries]
             if matching is not None:
                 selector = faiss.IDSelectorBatch(matching)
-                parameters = faiss.SearchParameters(sel=selector)
+                parameters = faiss.SearchParameters()
+                parameters.sel = selector
             fetch = min(k + _SPARE, total)
             while True:
                 scores, seqs = index.search(queries, fetch, params=parameters)
@@ -155,9 +156,12 @@ class FaissStore:
             index = faiss.read_index(str(self._path))
         except RuntimeError:  # not there, or damaged: it is only a cache
             index = None
-        if isinstance(index, faiss.IndexIDMap2) and index.d == self.spec.dim:
-            if index.metric_type == metric:
-                return index
+        if (
+            isinstance(index, faiss.IndexIDMap2)
+            and index.d == self.spec.dim
+            and index.metric_type == metric
+        ):
+            return index
         return faiss.IndexIDMap2(faiss.IndexFlat(self.spec.dim, metric))
 
     def _save(self) -> None:
@@ -166,7 +170,7 @@ class FaissStore:
         try:
             with self._table.exclusive():
                 faiss.write_index(self._index, str(part))
-                os.replace(part, self._path)
+                part.replace(self._path)
         except (StoreUnavailable, RuntimeError, OSError):
             part.unlink(missing_ok=True)
 

@@ -24,7 +24,8 @@ def rank(found: Iterable[tuple[float, Chunk]], k: int) -> list[Hit]:
 def unit(vectors: Vectors) -> Vectors:
     """Rows scaled to length one; a row of zeros stays."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    scaled: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return scaled
 
 
 def scores(queries: Vectors, vectors: Vectors, metric: Metric) -> NDArray[np.float64]:
@@ -36,8 +37,9 @@ def scores(queries: Vectors, vectors: Vectors, metric: Metric) -> NDArray[np.flo
     if metric == "cosine":
         queries, vectors = unit(queries), unit(vectors)
     left, right = queries.astype(np.float64), vectors.astype(np.float64)
-    products = left @ right.T
+    products: NDArray[np.float64] = left @ right.T
     if metric != "l2":
         return products
     lengths = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :]
-    return np.minimum(2 * products - lengths, 0.0)
+    distances: NDArray[np.float64] = np.minimum(2 * products - lengths, 0.0)
+    return distances

@@ -45,7 +45,8 @@ def _any_of(name: str, op: str, among: tuple[Scalar, ...]) -> tuple[str, list[An
         if not same:
             continue
         if op == "in":
-            test, operands = "IN (SELECT value FROM json_each(?))", [json.dumps(same)]
+            test = "IN (SELECT value FROM json_each(?))"
+            operands: list[Any] = [json.dumps(same)]
         else:
             test, operands = f"{_SIGNS[op]} ?", same[:1]
         if name in _TEXT or name in _NUMBER:

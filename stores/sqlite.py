@@ -194,7 +194,8 @@ class ChunkTable:
             "FROM chunks GROUP BY document_id, version ORDER BY source, version, document_id"
         )
         for row in rows:
-            yield DocumentRecord(*row[:6], complete=bool(row[6]))
+            values: list[Any] = [*row[:-1], bool(row[-1])]
+            yield DocumentRecord(*values)
 
     def scan(self, batch: int) -> Iterator[tuple[list[Chunk], Vectors]]:
         """Everything in batches, with vectors, in the order of writing."""
@@ -307,4 +308,5 @@ def _unavailable(folder: Path, reason: str) -> StoreUnavailable:
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    return Chunk(*row[:9], metadata=json.loads(row[9]))
+    values: list[Any] = [*row[:-1], json.loads(row[-1])]
+    return Chunk(*values)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 
-from bs4 import BeautifulSoup, NavigableString, Tag
-from bs4.element import PreformattedString
+from bs4 import BeautifulSoup, Tag
+from bs4.element import NavigableString, PreformattedString
 
 from ingest.read import Parsed
 from rag.types import Page
 
 _UNSEEN = "script style template noscript nav svg iframe object form button select head".split()
+
 _BLOCKS = frozenset(
-    "address article aside blockquote dd details div dl dt fieldset figcaption figure footer "
-    "h1 h2 h3 h4 h5 h6 header hr li main ol p pre section summary table tr ul".split()
+    (
+        "address article aside blockquote dd details div dl dt fieldset figcaption figure footer "
+        "h1 h2 h3 h4 h5 h6 header hr li main ol p pre section summary table tr ul"
+    ).split()
 )
+
 _OWN_PARAGRAPH = frozenset("h1 h2 h3 h4 h5 h6 p table pre blockquote ul ol dl".split())
 
 
@@ -48,7 +52,9 @@ def _collect(root: Tag, parts: list[str]) -> None:
         else:
             before, after = _around(node)
             stack.append(after)
-            stack.extend(reversed([c for c in node.children if isinstance(c, Tag | NavigableString)]))
+            stack.extend(
+                reversed([c for c in node.children if isinstance(c, Tag | NavigableString)])
+            )
             parts.append(before)
 
 

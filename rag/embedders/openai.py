@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 import openai
 from pydantic import SecretStr
@@ -45,7 +44,9 @@ class OpenAIEmbedder:
     ) -> None:
         """`options` are sent with each request, such as {"dimensions": 256}."""
         if not url:
-            raise ConfigError("embedder.url is not set", "set it to the server's URL, ending in /v1")
+            raise ConfigError(
+                "embedder.url is not set", "set it to the server's URL, ending in /v1"
+            )
         self._url = url
         self._model = model
         self._batch_size = batch_size
@@ -58,7 +59,7 @@ class OpenAIEmbedder:
         self._client = openai.OpenAI(
             base_url=url,
             api_key=(api_key.get_secret_value() if api_key else "") or "none",
-            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            timeout=openai.Timeout(timeout_s, connect=5.0),
         )
 
     @cached_property
@@ -100,7 +101,8 @@ class OpenAIEmbedder:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or not norms.all():
             raise ModelError(f"{self._url} gave NaN or zero vectors", "look at the server's log")
-        return vectors / norms
+        unit: Vectors = vectors / norms
+        return unit
 
     def _request(self, texts: list[str]) -> list[list[float]]:
         try:

@@ -5,7 +5,6 @@ Converted once from the torch module itself, pooling and all; compared with it b
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -61,7 +60,7 @@ def _convert(folder: Path, cache: Path) -> None:
 
     model = load_torch(folder, "cpu", torch.float32)
 
-    class Encoder(torch.nn.Module):
+    class Encoder(torch.nn.Module):  # type: ignore[misc]  # torch is not there to check
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -92,6 +91,6 @@ def _convert(folder: Path, cache: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=".convert-", dir=cache.parent))
     openvino.save_model(graph, part / "model.xml", compress_to_fp16=False)
     try:
-        os.rename(part, cache)
+        part.rename(cache)
     except OSError:  # another process was first
         shutil.rmtree(part)

@@ -50,9 +50,7 @@ class SentenceTransformersEmbedder:
         if precision not in _PRECISIONS:
             raise ConfigError(f"embedder.precision is {precision!r}", f"use {_PRECISIONS}")
         if backend not in ("auto", "torch", "openvino"):
-            raise ConfigError(
-                f"embedder.backend is {backend!r}", "use auto, torch or openvino"
-            )
+            raise ConfigError(f"embedder.backend is {backend!r}", "use auto, torch or openvino")
         folder = models.resolve(model, models_dir, say)
         self._encoder = Encoder(folder)
         self._name = model.removeprefix("sentence-transformers/")
@@ -109,7 +107,8 @@ class SentenceTransformersEmbedder:
             raise ModelError(
                 f"{self._name} gave NaN or zero vectors", "try embedder.precision = float32"
             )
-        return vectors / norms
+        unit: Vectors = vectors / norms
+        return unit
 
     @property
     def _run(self) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
-import httpx
 import openai
 from pydantic import SecretStr
 
@@ -32,7 +31,9 @@ class OpenAIGenerator:
         **_: Any,
     ) -> None:
         if not url:
-            raise ConfigError("generator.url is not set", "set it to the server's URL, ending in /v1")
+            raise ConfigError(
+                "generator.url is not set", "set it to the server's URL, ending in /v1"
+            )
         self.model = model
         self._url = url
         self._arguments: dict[str, Any] = {
@@ -47,7 +48,7 @@ class OpenAIGenerator:
         client = openai.AsyncOpenAI(
             base_url=self._url,
             api_key=self._key or "none",
-            timeout=httpx.Timeout(self._timeout, connect=5.0),
+            timeout=openai.Timeout(self._timeout, connect=5.0),
         )
         messages: Iterable[Any] = prompt.messages
         try:
@@ -70,7 +71,7 @@ class OpenAIGenerator:
                             yield Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
         except openai.OpenAIError as error:
             raise self._translated(error) from error
-        except (httpx.HTTPError, ValueError) as error:  # broken off, or not the protocol
+        except (OSError, ValueError) as error:  # broken off, or not the protocol
             raise ModelUnavailable(
                 f"{self._url} broke off its answer ({type(error).__name__})", "try again"
             ) from error
@@ -103,4 +104,6 @@ class OpenAIGenerator:
                 f"{self._url} does not know {self.model!r} ({said})",
                 "check generator.url (it ends in /v1) and generator.model",
             )
-        return ModelUnavailable(f"{self._url} failed ({status or said})", "look at the server's log")
+        return ModelUnavailable(
+            f"{self._url} failed ({status or said})", "look at the server's log"
+        )

@@ -1,0 +1,38 @@
+# Everything that a fresh machine with Python 3.11+, make and the package index needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install demo test lint bench clean
+
+install: .venv/.installed
+
+# The pinned torch is the CPU build where the index has one; others set TORCH, for example to torch.
+TORCH ?= torch==2.13.0
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[local]" --group dev
+	touch $@
+
+# Its own data folder, so that a demonstration leaves no trace in yours.
+demo: install
+	$(BIN)/rag --data-dir .data ingest sample_corpus
+	$(BIN)/rag --data-dir .data ask "My box reports E-22. What do I press to start balancing the cells?"
+
+test: install lint
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/latency.py
+
+clean:
+	rm -rf .venv .data build *.egg-info
