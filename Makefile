@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/ingestion.py
 	$(BIN)/python benchmarks/latency.py
 
 clean:

@@ -8,16 +8,20 @@ memory and time, so that such a file costs itself and nothing else.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import re
-import unicodedata
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from ingest.clean import clean
 from ingest.walk import is_regular
 from rag import plugins
 from rag.errors import RagError, UnreadableFile, UnsupportedFormat
@@ -26,10 +30,9 @@ from rag.types import Page, Scalar
 READER_VERSION = 1
 """Raise it when a reader's text changes, so that stored documents are read again."""
 
-_IN_PROCESS = {".md", ".markdown", ".text", ".txt"}
-# Tab and newline stay. Soft hyphens and zero-width marks only hide words from a search.
-_INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b\ufeff\ud800-\udfff]")
-_LIGATURES = {0xFB00 + i: s for i, s in enumerate(("ff", "fi", "fl", "ffi", "ffl", "st", "st"))}
+_PLAIN = {".md", ".markdown", ".text", ".txt"}
+_PLAIN_BYTES = 2**16  # up to which plain text cannot cost much, and need not wait for a worker
+_NO_TITLE = re.compile(r"((word |pdf )?document|presentation|title|untitled)\W*\d*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +66,18 @@ def read(path: Path) -> tuple[str, Parsed]:
     try:
         data = path.read_bytes()
         parsed: Parsed = reader(data)
+        pages = tuple(Page(clean(page.text), page.number) for page in parsed.pages)
+        title = _title(parsed.title) or path.stem
     except (RagError, MemoryError):
         raise
     except OSError as error:
         raise unreadable(path, error) from error
-    except Exception as error:  # a foreign parser met a file that its authors did not foresee
+    except (Exception, SystemExit) as error:  # a parser met a file that nobody foresaw
         reason = f"{type(error).__name__}: {error}".strip(": ")[:200]
         raise UnreadableFile(f"cannot be parsed ({reason})", "repair or re-export it") from error
-    pages = [Page(clean(page.text), page.number) for page in parsed.pages]
-    if not any(page.text for page in pages):
-        raise UnreadableFile("holds no text", "if it is a scan, run OCR on it first (ocrmypdf)")
-    title = " ".join(clean(parsed.title).split())[:200] or path.stem
     kept = tuple(page for page in pages if page.text)
+    if not kept:
+        raise UnreadableFile("holds no text", "fill it, or name it in a .ragignore")
     return hashlib.sha256(data).hexdigest(), Parsed(kept, title, parsed.metadata)
 
 
@@ -108,7 +111,7 @@ def read_all(
     try:
         for path in paths:
             future = None
-            if path.suffix.lower() not in _IN_PROCESS:
+            if not _is_cheap(path):
                 pool = pool or _pool(limits)
                 future = pool.schedule(read, args=[path], timeout=limits.seconds)
             ahead.append((path, future))
@@ -122,20 +125,29 @@ def read_all(
             pool.join()
 
 
-def clean(text: str) -> str:
-    """Text in NFC with ligatures spelt out, invisible characters gone, blank lines single."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
-    text = _INVISIBLE.sub("", text).translate(_LIGATURES)
-    text = unicodedata.normalize("NFC", text)
-    lines = "\n".join(line.rstrip() for line in text.split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", lines).strip()
-
-
 def unreadable(path: Path, error: OSError) -> UnreadableFile:
     """The error for a file that the system would not give."""
     return UnreadableFile(
         f"cannot be opened ({error.strerror or error})", "check its permissions and try again"
     )
+
+
+def _title(text: str) -> str:
+    """What a person would call a title in `text`; empty for a program's default."""
+    title = " ".join(clean(text).split())
+    title = re.sub(r"^(file:|[A-Za-z]:\\|\\\\|/).*[/\\]", "", title)
+    title = re.sub(
+        r"^Microsoft \w+ - |\.(docx?|html?|indd|odt|pdf|pptx?|rtf|tex|xlsx?)$", "", title
+    )
+    named = any(c.isalnum() for c in title) and not _NO_TITLE.fullmatch(title)
+    return title[:200] if named else ""
+
+
+def _is_cheap(path: Path) -> bool:
+    try:
+        return path.suffix.lower() in _PLAIN and path.stat().st_size <= _PLAIN_BYTES
+    except OSError:  # to be told by `read`
+        return True
 
 
 def _result(
@@ -159,22 +171,29 @@ def _result(
 
 
 def _pool(limits: Limits) -> Any:
-    from multiprocessing import get_context
-
     from pebble import ProcessPool
 
     # Spawned, because forking a process with the threads of a model in it can deadlock.
     return ProcessPool(
         max_workers=limits.workers,
-        context=get_context("spawn"),
-        initializer=_limit_memory,
+        context=multiprocessing.get_context("spawn"),
+        initializer=_prepare_worker,
         initargs=[limits.memory_mb],
     )
 
 
-def _limit_memory(megabytes: int) -> None:
-    try:
+def _prepare_worker(memory_mb: int) -> None:
+    warnings.simplefilter("ignore")  # parsers warn their authors, not those who ingest
+    Thread(target=_follow_parent, daemon=True).start()
+    with suppress(ImportError, ValueError):  # Windows has no such limit; a stricter one stays
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+
+
+def _follow_parent() -> None:
+    """Die with the parent, whatever this worker is doing and however the parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -39,14 +39,15 @@ class Walk:
 def walk(paths: Sequence[Path]) -> Walk:
     """Every regular file under `paths`; hidden ones and those that a .ragignore names left out.
 
-    A .ragignore has the syntax of .gitignore and holds for its folder and all below it.
-    Raises InputError for a path that is not there and for folders without any file.
+    A .ragignore has the syntax of .gitignore and holds for its folder and all below it, where a
+    deeper one can overrule it. A link to a file counts as the file; links to folders are not
+    followed. Raises InputError for a path that is not there and for folders without any file.
     """
     found = Walk()
     files: set[Path] = set()
     for path in paths:
         absolute = Path(os.path.abspath(path))
-        if not absolute.exists():
+        if not _exists(absolute):
             raise InputError(f"there is no file or folder {path}", "check the path")
         if absolute.is_dir():
             found.roots.append(absolute)
@@ -71,22 +72,40 @@ def _below(root: Path, found: Walk) -> list[Path]:
     for parent, folders, names in os.walk(root, onerror=note):
         folder = Path(parent)
         if IGNORE_FILE in names:
-            text = (folder / IGNORE_FILE).read_text("utf-8", errors="replace")
-            rules[folder] = GitIgnoreSpec.from_lines(text.splitlines())
+            try:
+                rules[folder] = _read_rules(folder / IGNORE_FILE)
+            except (OSError, ValueError) as error:  # then nobody knows what must stay out
+                found.unreadable[folder] = f"its {IGNORE_FILE}: {error}"
+                folders.clear()
+                continue
         folders[:] = [name for name in folders if _wanted(folder / name, True, rules)]
         files += [folder / name for name in names if _wanted(folder / name, False, rules)]
     return files
 
 
+def _read_rules(path: Path) -> GitIgnoreSpec:
+    if not is_regular(path):
+        raise ValueError("is not a regular file")
+    return GitIgnoreSpec.from_lines(path.read_text("utf-8-sig").splitlines())
+
+
 def _wanted(path: Path, is_folder: bool, rules: dict[Path, GitIgnoreSpec]) -> bool:
     if path.name.startswith("."):
         return False
-    for folder, spec in rules.items():
-        if path.is_relative_to(folder):
+    for folder in path.parents:  # the deepest that says anything decides
+        if folder in rules:
             name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
-            if spec.match_file(name):
-                return False
+            ignored = rules[folder].check_file(name).include
+            if ignored is not None:
+                return not ignored
     return True
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that may not be searched
+        return False
 
 
 def is_regular(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
@@ -90,7 +91,9 @@ def load(kind: Kind, name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+@cache
 def _entry_points(kind: Kind) -> Any:
+    """Looked up once: it reads the metadata of every installed package."""
     from importlib.metadata import entry_points
 
     return entry_points(group=f"rag.{kind}s")

@@ -91,7 +91,7 @@ FILTERS: list[dict[str, Any]] = [
     {"page": "2"},
     {"position": {"$gte": 20}},
     {"title": {"$gte": "Document 2"}},
-    {"note": "it's \"quoted\"; DROP TABLE chunks --"},
+    {"note": 'it\'s "quoted"; DROP TABLE chunks --'},
 ]
 
 
@@ -107,7 +107,7 @@ def library() -> list[Chunk]:
         if number % 4 == 0:
             metadata["draft"] = number % 8 == 0
         if number % 7 == 0:
-            metadata["note"] = "it's \"quoted\"; DROP TABLE chunks --"
+            metadata["note"] = 'it\'s "quoted"; DROP TABLE chunks --'
             metadata["year"] = 2023.5
         found.append(chunk(number, document=number % 3, **metadata))
     return found

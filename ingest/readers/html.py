@@ -2,73 +2,198 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import warnings
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, Tag, XMLParsedAsHTMLWarning
+from bs4.dammit import EncodingDetector
 from bs4.element import NavigableString, PreformattedString
 
 from ingest.read import Parsed
+from ingest.readers.text import byte_order_mark
 from rag.types import Page
 
-_UNSEEN = "script style template noscript nav svg iframe object form button select head".split()
-
-_BLOCKS = frozenset(
-    (
-        "address article aside blockquote dd details div dl dt fieldset figcaption figure footer "
-        "h1 h2 h3 h4 h5 h6 header hr li main ol p pre section summary table tr ul"
-    ).split()
+_UNSEEN = (
+    "script, style, template, noscript, nav, svg, iframe, object, button, select, textarea, head, "
+    "[hidden], [style*='display:none' i], [style*='display: none' i]"
 )
+# Before and after these stands a line break, or a blank line.
+_BLOCKS = frozenset(
+    "address article aside caption dd details div dt fieldset figcaption figure footer form header "
+    "hr legend li main section summary td th tr".split()
+)
+_PARAGRAPHS = frozenset("blockquote dl h1 h2 h3 h4 h5 h6 ol p pre table ul".split())
+_NO_DATA = ["table", "h1", "h2", "h3", "h4", "h5", "h6", "pre"]  # in a table that lays out a page
 
-_OWN_PARAGRAPH = frozenset("h1 h2 h3 h4 h5 h6 p table pre blockquote ul ol dl".split())
+# Pages that declare the first are written in the second, which holds more: encoding.spec.whatwg.org
+_WIDER = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
+}
 
 
 def read(data: bytes) -> Parsed:
     """The page's text: headings as in Markdown, a line a list item, a table row with |."""
-    soup = BeautifulSoup(data, "lxml")
-    title = soup.title.get_text() if soup.title else ""
-    heading = soup.find("h1")
-    if not title.strip() and heading:
-        title = heading.get_text()
-    for unseen in soup(_UNSEEN):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)  # XHTML reads well as HTML
+        soup = BeautifulSoup(_decode(data), "lxml")
+    title = soup.select_one("head > title") or soup.find("h1")
+    name = title.get_text() if title else ""
+    for unseen in soup.select(_UNSEEN):
         unseen.decompose()
-    parts: list[str] = []
-    _collect(soup.body or soup, parts)
-    text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(parts))
-    return Parsed((Page(text),), " ".join(title.split()))
+    for ordered in soup("ol"):
+        start = str(ordered.get("start", "1"))
+        first = int(start) if re.fullmatch(r"[0-9]{1,9}", start) else 1
+        for number, item in enumerate(ordered.find_all("li", recursive=False), first):
+            item["data-number"] = str(number)
+    return Parsed((Page(_text(soup.body or soup)),), name)
 
 
-def _collect(root: Tag, parts: list[str]) -> None:
-    """Append the text below `root`; a stack of its own, for pages nested thousands deep."""
-    stack: list[Tag | NavigableString | str] = [root]
+def _decode(data: bytes) -> str:
+    """The text in the encoding that it declares, otherwise as browsers do: UTF-8 or Windows-1252.
+
+    UTF-8 is tried first, because no other text passes for it by chance.
+    """
+    if marked := byte_order_mark(data):
+        return data.decode(marked, errors="replace")
+    declared = _encoding(EncodingDetector.find_declared_encoding(data, is_html=True) or "")
+    stateful = declared.startswith("iso2022") or declared == "hz"  # which looks like ASCII
+    for encoding in (declared, "utf-8") if stateful else ("utf-8", declared):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return data.decode(declared, errors="replace")
+
+
+def _encoding(label: str) -> str:
+    """Python's name of the encoding that a page declares; Windows-1252 if it names none."""
+    try:
+        name = codecs.lookup(label.lower().removeprefix("x-")).name
+        b"".decode(name)
+    except LookupError:  # unknown, or none of text, like "zip"
+        return "cp1252"
+    return _WIDER.get(name, "cp1252" if name.startswith(("utf-16", "utf-32")) else name)
+
+
+class _Lines:
+    """Text under construction, with white space as a browser shows it."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self._breaks = 0  # before the next word
+        self._space = False
+        self._mark = ""
+
+    def words(self, text: str) -> None:
+        words = " ".join(text.split())
+        self._space = self._space or text[:1].isspace()
+        if words:
+            self.verbatim(words)
+            self._space = text[-1].isspace()
+
+    def verbatim(self, text: str) -> None:
+        self.parts.append("\n" * self._breaks or " " * self._space)
+        self.parts.append(self._mark + text)
+        self._breaks, self._space, self._mark = 0, False, ""
+
+    def end(self, breaks: int) -> None:
+        if breaks and not self._mark:  # a mark and its text stay together
+            self._breaks = max(self._breaks, breaks)
+            self._space = False
+
+    def feed(self) -> None:
+        self.end(min(self._breaks + 1, 2))
+
+    def mark(self, mark: str) -> None:
+        self._mark = mark or self._mark
+
+
+def _text(root: Tag) -> str:
+    """The text below `root`; with a stack of its own, for pages nested thousands deep."""
+    lines = _Lines()
+    stack: list[object] = [root]
     while stack:
         node = stack.pop()
-        if isinstance(node, PreformattedString):  # comments, declarations
-            continue
-        if isinstance(node, NavigableString):
-            preformatted = node.find_parent("pre") is not None
-            parts.append(str(node) if preformatted else re.sub(r"\s+", " ", node))
-        elif isinstance(node, str):
-            parts.append(node)
-        else:
-            before, after = _around(node)
-            stack.append(after)
-            stack.extend(
-                reversed([c for c in node.children if isinstance(c, Tag | NavigableString)])
-            )
-            parts.append(before)
+        if isinstance(node, int):
+            lines.end(node)
+        elif isinstance(node, NavigableString):
+            if not isinstance(node, PreformattedString):  # comments, declarations
+                lines.words(node)
+        elif isinstance(node, Tag):
+            breaks = _breaks(node)
+            lines.end(breaks)
+            if node.name == "br":
+                lines.feed()
+            elif node.name == "pre":
+                lines.verbatim(_preformatted(node))
+            elif node.name in ("table", "tr") and _is_data(node):
+                lines.verbatim("\n".join(_rows(node)))
+            else:
+                lines.mark(_mark(node))
+                stack.append(breaks)
+                stack.extend(reversed(node.contents))
+                continue
+            lines.end(breaks)
+    return "".join(lines.parts)
 
 
-def _around(tag: Tag) -> tuple[str, str]:
-    """What to write before and after an element."""
-    name = tag.name
-    if name == "br":
-        return "\n", ""
-    if name in ("td", "th"):
-        return "", " | " if tag.find_next_sibling(["td", "th"]) else ""
-    if name == "li":
-        return "\n- ", "\n"
-    if re.fullmatch("h[1-6]", name):
-        return f"\n\n{'#' * int(name[1])} ", "\n\n"
-    if name in _OWN_PARAGRAPH:
-        return "\n\n", "\n\n"
-    return ("\n", "\n") if name in _BLOCKS else ("", "")
+def _breaks(tag: Tag) -> int:
+    if tag.name in ("ol", "ul") and tag.find_parent("li"):
+        return 1
+    return 2 if tag.name in _PARAGRAPHS else int(tag.name in _BLOCKS)
+
+
+def _mark(tag: Tag) -> str:
+    """What Markdown writes before a heading or the item of a list."""
+    if re.fullmatch("h[1-6]", tag.name):
+        return "#" * int(tag.name[1]) + " "
+    if tag.name != "li":
+        return ""
+    indent = "  " * (len(tag.find_parents(["ol", "ul"])) - 1)
+    return f"{indent}{tag['data-number']}. " if tag.has_attr("data-number") else f"{indent}- "
+
+
+def _preformatted(tag: Tag) -> str:
+    for br in tag("br"):
+        br.replace_with("\n")
+    return tag.get_text().strip("\n")
+
+
+def _is_data(table_or_row: Tag) -> bool:
+    """Whether it is there to relate cells, and not to place blocks on the page."""
+    cells, rows = table_or_row(["td", "th"]), table_or_row("tr")
+    return len(cells) > max(1, len(rows)) and not table_or_row.find(_NO_DATA)
+
+
+def _rows(table: Tag) -> list[str]:
+    """A line for each row, with its cells between |; a cell that spans rows stands in each."""
+    rows = [" ".join(_text(table.caption).split())] if table.caption else []
+    below: dict[int, tuple[str, int]] = {}  # column -> text, rows that it goes on for
+    for row in table("tr") or [table]:
+        cells = {column: text for column, (text, _) in below.items()}
+        below = {column: (text, n - 1) for column, (text, n) in below.items() if n > 1}
+        column = 0
+        for cell in row(["td", "th"]):
+            while column in cells:
+                column += 1
+            cells[column] = " ".join(_text(cell).split())
+            if (rows_down := _span(cell, "rowspan")) > 1:
+                below[column] = cells[column], rows_down - 1
+            column += _span(cell, "colspan")
+        if any(cells.values()):
+            rows.append(" | ".join(cells[column] for column in sorted(cells)))
+    return rows
+
+
+def _span(cell: Tag, attribute: str) -> int:
+    value = str(cell.get(attribute, ""))
+    return int(value) if re.fullmatch(r"[1-9][0-9]{0,2}", value) else 1

@@ -14,40 +14,56 @@ from rag.errors import InputError
 from rag.filters import check_metadata
 from rag.types import Page, Scalar
 
-_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$|\A\s*(\S[^\n]*)\n=+\s*$", re.MULTILINE)
-_INLINE_IMAGE = re.compile(r"!\[([^\]]*)\]\(\s*data:[^)]*\)")
+_FRONT = re.compile(r"\A---[ \t]*\n(.*?\n)??(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_TITLE = re.compile(r" {0,3}#[ \t]+(\S.*)")
+# Bounded and without overlap, so that no text makes the search slow.
+_INLINE_IMAGE = re.compile(r"!\[([^\[\]]{0,500})\]\(\s{0,9}data:[\w/+.;,=%:-]*\)")
 
 
 def read(data: bytes) -> Parsed:
     """The text as it is written, without front matter and pictures spelt out in base64."""
     text = decode(data).replace("\r\n", "\n")
-    metadata: dict[str, Scalar] = {}
-    title = ""
     front = _FRONT.match(text)
-    if front and (values := _front_matter(front[1])) is not None:
+    values = _front_matter(front[1] or "") if front else None
+    if front and values is not None:
         text = text[front.end() :]
-        title = str(values.pop("title", ""))
-        metadata = values
-    heading = _HEADING.search(text)
-    if not title and heading:
-        title = heading[1] or heading[2]
-    return Parsed((Page(_INLINE_IMAGE.sub(r"\1", text)),), title, metadata)
+    title = str((values or {}).pop("title", "")) or _heading(text)
+    return Parsed((Page(_INLINE_IMAGE.sub(r"\1", text)),), title, values or {})
+
+
+def _heading(text: str) -> str:
+    """The first heading of level 1 that is not in a block of code; empty if there is none."""
+    fence = ""
+    above = ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not line.strip(" `~"):
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        elif heading := _TITLE.fullmatch(line):
+            return heading[1].rstrip("# \t")
+        elif above and re.fullmatch(r" {0,3}=+[ \t]*", line):
+            return above
+        above = "" if fence else line.strip()
+    return ""
 
 
 def _front_matter(text: str) -> dict[str, Scalar] | None:
     """Its plain values; None if it is not a YAML mapping, and so part of the text."""
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         return None
     kept: dict[str, Scalar] = {}
-    for key, value in values.items():
+    for key, value in (values or {}).items():
         if isinstance(value, datetime.date):  # a date compares rightly as ISO text
             value = value.isoformat()
         with suppress(InputError):  # lists and the like cannot be filtered on
-            check_metadata({key: value} if key != "title" else {})
+            check_metadata({"name" if key == "title" else key: value})
             kept[key] = value
     return kept

@@ -31,11 +31,16 @@ def decode(data: bytes) -> str:
 
     Other encodings are not guessed: a wrong guess is silent and ends up in answers.
     """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = byte_order_mark(data) or "utf-8"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UnreadableFile(
             f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start})",
-            "convert it, for example with: iconv -f GB18030 -t UTF-8",
+            "convert it, for example with: iconv -f GB18030 -t UTF-8 (or -f WINDOWS-1252)",
         ) from error
+
+
+def byte_order_mark(data: bytes) -> str | None:
+    """The encoding that the first bytes declare."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None)

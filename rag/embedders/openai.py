@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import numpy as np
 import openai
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from rag.errors import ConfigError, ContextTooLong, ModelError, ModelUnavailable
+from rag.generators.openai import TRANSPORT_ERRORS, check_url, translated
 from rag.prompt import tokens
 from rag.types import Fingerprint
 
 if TYPE_CHECKING:
     from rag.types import Vectors
 
+_LONGEST_PAUSE_S = 60.0
+
 
 class OpenAIEmbedder:
-    """Embeds at `url`/embeddings. Retries on connection errors and 5xx.
+    """Embeds at `url`/embeddings. Connection errors, 429 and 5xx are tried again, `retries` times.
 
     Tokens are counted with `tokenizer`, the path of a tokenizer.json, or else estimated from
-    above. The server's refusal of a text that is too long is an error, never a cut.
+    above. A text over `max_tokens` is an error before it is sent, because some servers cut it
+    without a word; so is the server's own refusal of it.
     """
 
     def __init__(
@@ -39,14 +46,12 @@ class OpenAIEmbedder:
         tokenizer: str = "",
         max_tokens: int = 0,
         timeout_s: float = 60.0,
+        retries: int = 2,
         options: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """`options` are sent with each request, such as {"dimensions": 256}."""
-        if not url:
-            raise ConfigError(
-                "embedder.url is not set", "set it to the server's URL, ending in /v1"
-            )
+        check_url(url, "embedder")
         self._url = url
         self._model = model
         self._batch_size = batch_size
@@ -55,11 +60,18 @@ class OpenAIEmbedder:
         self._options = options or {}
         self._tokenizer_file = tokenizer
         self.max_tokens = max_tokens or 512
+        self._timeout = timeout_s
+        self._retries = retries
         self._asking = threading.Lock()
-        self._client = openai.OpenAI(
-            base_url=url,
-            api_key=(api_key.get_secret_value() if api_key else "") or "none",
-            timeout=openai.Timeout(timeout_s, connect=5.0),
+        self._key = api_key.get_secret_value().strip() if api_key else ""
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=self._url,
+            api_key=self._key or "none",
+            timeout=openai.Timeout(self._timeout, connect=5.0),
+            max_retries=0,  # the client would send again what took too long, or is too long
         )
 
     @cached_property
@@ -77,16 +89,34 @@ class OpenAIEmbedder:
         )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        prefixed = [self._document_prefix + text for text in texts]
-        if self._tokenizer is None:
-            return [tokens(text) for text in prefixed]
-        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(prefixed)]
+        return self._count([self._document_prefix + text for text in texts])
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        return self._embed([self._document_prefix + text for text in texts])
+        prefixed = [self._document_prefix + text for text in texts]
+        longest = max(self._count(prefixed), default=0)
+        if longest > self.max_tokens:
+            raise ContextTooLong(
+                f"a text of {longest} tokens is over the limit of {self.max_tokens}",
+                "set ingest.chunk_tokens lower, or embedder.max_tokens to what the model takes",
+            )
+        return self._embed(prefixed)
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        return self._embed([self._query_prefix + text for text in texts])
+        prefixed = [self._query_prefix + text for text in texts]
+        try:
+            return self._embed(prefixed)
+        except ContextTooLong:
+            return np.concatenate([self._embed_cut(text) for text in prefixed])
+
+    def _embed_cut(self, text: str) -> Vectors:
+        """The vector of as much of the text's beginning as the server takes."""
+        while True:
+            try:
+                return self._embed([text])
+            except ContextTooLong:
+                if len(text) < 2:
+                    raise
+                text = text[: len(text) // 2]
 
     def _embed(self, texts: list[str]) -> Vectors:
         if not texts:
@@ -97,6 +127,12 @@ class OpenAIEmbedder:
             for start in range(0, len(texts), size)
             for row in self._request(texts[start : start + size])
         ]
+        lengths = {len(row) for row in rows}
+        if len(lengths) > 1:
+            raise ModelError(
+                f"{self._url} gave vectors of {' and '.join(map(str, sorted(lengths)))} numbers",
+                "look at the server's log",
+            )
         vectors = np.array(rows, np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or not norms.all():
@@ -105,41 +141,45 @@ class OpenAIEmbedder:
         return unit
 
     def _request(self, texts: list[str]) -> list[list[float]]:
-        try:
-            answer = self._client.embeddings.create(
-                model=self._model, input=texts, encoding_format="float", extra_body=self._options
-            )
-        except openai.APITimeoutError as error:
-            raise ModelUnavailable(
-                f"{self._url} did not answer in time", "try again, or raise embedder.timeout_s"
-            ) from error
-        except openai.APIConnectionError as error:
-            raise ModelUnavailable(
-                f"no embedding server answers at {self._url}", "start it, or set embedder.url"
-            ) from error
-        except openai.APIStatusError as error:
-            said = " ".join(str(error.message).split())[:200]
-            if error.status_code in (400, 413, 422) and any(
-                word in said for word in ("token", "context", "long", "length")
-            ):
-                raise ContextTooLong(
-                    f"{self._url} finds a text too long ({said})", "set ingest.chunk_tokens lower"
-                ) from error
-            raise ModelUnavailable(
-                f"{self._url} failed ({error.status_code}: {said})",
-                "check embedder.url, embedder.model and embedder.api_key",
-            ) from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise ModelUnavailable(
-                f"{self._url} does not speak the embeddings API", "check embedder.url"
-            ) from error
-        rows = sorted(answer.data, key=lambda item: item.index)
-        if len(rows) != len(texts):
+        """One row a text, in their order."""
+        rows = sorted(self._asked(texts), key=lambda row: row.index)
+        if [row.index for row in rows] != list(range(len(texts))):
             raise ModelError(
-                f"{self._url} gave {len(rows)} vectors for {len(texts)} texts",
+                f"{self._url} gave {len(rows)} vectors for {len(texts)} texts, or misnumbered them",
                 "look at the server's log",
             )
-        return [item.embedding for item in rows]
+        return [row.embedding for row in rows]
+
+    def _asked(self, texts: list[str]) -> list[_Row]:
+        for attempt in range(self._retries + 1):
+            try:
+                answer = self._client.embeddings.with_raw_response.create(
+                    model=self._model,
+                    input=texts,
+                    encoding_format="float",
+                    extra_body=self._options,
+                )
+                return _Rows.model_validate(json.loads(answer.content)).data
+            except TRANSPORT_ERRORS as error:
+                failure = self._failure(error)
+                if attempt == self._retries or not _passing(error, failure):
+                    raise failure from error
+                pause = _pause(error, attempt)
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _failure(self, error: Exception) -> ModelError:
+        if _timed_out(error):
+            return ModelUnavailable(
+                f"{self._url} did not answer in {self._timeout:g} s",
+                "try again, or raise embedder.timeout_s",
+            )
+        return translated(error, "embedder", self._url)
+
+    def _count(self, texts: list[str]) -> list[int]:
+        if self._tokenizer is None:
+            return [tokens(text) for text in texts]
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(texts)]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -155,3 +195,36 @@ class OpenAIEmbedder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+
+class _Row(BaseModel):
+    index: int
+    embedding: list[float]
+
+
+class _Rows(BaseModel):
+    data: list[_Row]
+
+
+def _timed_out(error: Exception) -> bool:
+    """Whether the server took the request and was too slow with the answer."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, httpx2.ReadTimeout) for cause in causes)
+
+
+def _passing(error: Exception, failure: ModelError) -> bool:
+    """Whether the same request may succeed in a moment."""
+    if isinstance(error, openai.APIStatusError):
+        return isinstance(failure, ModelUnavailable)
+    return isinstance(error, openai.APIConnectionError) and not _timed_out(error)
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    """Seconds to wait: what the server asks for, within reason, or half a second, then a whole."""
+    asked = ""
+    if isinstance(error, openai.APIStatusError):
+        asked = error.response.headers.get("retry-after", "")
+    try:
+        return min(max(0.0, float(asked)), _LONGEST_PAUSE_S)
+    except ValueError:  # not said, or a date
+        return 0.5 * 2.0**attempt

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import anyio
+import httpx2
 import openai
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, field_validator
 
 from rag.errors import ConfigError, ContextTooLong, ModelError, ModelUnavailable
 from rag.types import Prompt, Usage
 
+TRANSPORT_ERRORS = (
+    openai.OpenAIError,
+    # The client translates errors until the answer begins; those of the body pass through it.
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    anyio.EndOfStream,  # a TLS connection cut short
+    OSError,
+    ValueError,  # not JSON, not UTF-8, not the fields of the protocol
+)
+"""What reading from a server through the client may raise."""
+
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window)|too large to process"
+    r"|tokens?\b.*\b(exceed|longer|too (long|large|many)|maximum|limit)"
+    r"|(exceed|longer|too (long|large|many)|less than|maximum|limit|at most)\b.*\btokens?",
+    re.IGNORECASE,
+)
+_CUT_SHORT = {"content_filter", "abort", "error"}  # a finish_reason that means half an answer
+
 
 class OpenAIGenerator:
-    """Streams from /chat/completions at `url`. Retries on connection errors and 5xx."""
+    """Streams from /chat/completions at `url`.
+
+    Until the answer begins, connection errors, 429 and 5xx are tried again, `retries` times.
+    `timeout_s` bounds each silence: before the first token, retries included, and from token to
+    token. The whole answer is bounded by `max_tokens`.
+    """
 
     notice = ""
 
@@ -27,83 +56,242 @@ class OpenAIGenerator:
         temperature: float = 0.0,
         max_tokens: int = 512,
         timeout_s: float = 120.0,
+        retries: int = 2,
         options: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if not url:
-            raise ConfigError(
-                "generator.url is not set", "set it to the server's URL, ending in /v1"
-            )
+        """`options` go into each request, such as {"top_k": 1}; None takes a field out of it."""
+        check_url(url, "generator")
         self.model = model
+        self._discover = not model
         self._url = url
-        self._arguments: dict[str, Any] = {
+        self._fields: dict[str, Any] = {
             "temperature": temperature,
             "max_tokens": max_tokens,
+            "stream_options": {"include_usage": True},
             **(options or {}),
         }
-        self._key = api_key.get_secret_value() if api_key else ""
+        self._key = api_key.get_secret_value().strip() if api_key else ""
         self._timeout = timeout_s
+        self._retries = retries
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
-        client = openai.AsyncOpenAI(
+        reading = _Reading(self._url)
+        try:
+            async with aclosing(self._events(prompt)) as events:
+                while not reading.done:
+                    async with asyncio.timeout(self._timeout):
+                        event = await anext(events, b"[END]")
+                    if text := reading.text_of(event):
+                        yield text
+        except TRANSPORT_ERRORS as error:
+            # What comes after the finish reason is only the usage.
+            if not reading.finish:
+                raise self._failure(error, reading) from error
+        self._check(reading)
+        yield reading.usage
+
+    async def _events(self, prompt: Prompt) -> AsyncGenerator[bytes]:
+        """The data of each server-sent event. Closing it closes the connection: the engine stops.
+
+        Read here and not by the client's own stream, which hides whether [DONE] came and breaks
+        off with a raw AttributeError at fields that have another shape.
+        """
+        async with self._client() as client:
+            if not self.model:
+                self.model = await _served(client)
+            messages: list[Any] = list(prompt.messages)
+            async with client.chat.completions.with_streaming_response.create(
+                model=self.model,
+                messages=messages,
+                stream=True,
+                extra_body={k: v for k, v in self._fields.items() if v is not None},
+            ) as response:
+                rest = b""
+                async for piece in response.iter_bytes():
+                    # On \n alone: U+2028 and its like may stand inside the JSON.
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        if line.startswith(b"data:"):
+                            yield line[5:].strip()
+
+    def _client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
             base_url=self._url,
             api_key=self._key or "none",
-            timeout=openai.Timeout(self._timeout, connect=5.0),
+            # No read timeout: the client would ask again when it passes, and a server's pings
+            # would keep it from passing.
+            timeout=openai.Timeout(None, connect=5.0),
+            max_retries=self._retries,
         )
-        messages: Iterable[Any] = prompt.messages
-        try:
-            async with client:
-                if not self.model:
-                    self.model = await self._served(client)
-                answer = await client.chat.completions.create(
-                    model=self.model,
-                    messages=messages,
-                    stream=True,
-                    stream_options={"include_usage": True},
-                    **self._arguments,
-                )
-                # Closing the response closes the connection, which stops the engine.
-                async with aclosing(answer.response):
-                    async for chunk in answer:
-                        if chunk.choices and chunk.choices[0].delta.content:
-                            yield chunk.choices[0].delta.content
-                        if chunk.usage:
-                            yield Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-        except openai.OpenAIError as error:
-            raise self._translated(error) from error
-        except (OSError, ValueError) as error:  # broken off, or not the protocol
+
+    def _failure(self, error: Exception, reading: _Reading) -> ModelError:
+        if isinstance(error, TimeoutError):
+            wait = f"{self._timeout:g} s"
+            said = f"sent nothing for {wait}" if reading.written else f"did not answer in {wait}"
+            return ModelUnavailable(
+                f"{self._url} {said}", "try again, or raise generator.timeout_s"
+            )
+        failure = translated(error, "generator", self._url)
+        if isinstance(error, openai.NotFoundError) and self._discover:
+            self.model = ""  # the server has another one now: ask it next time
+        return failure
+
+    def _check(self, reading: _Reading) -> None:
+        """Raise if what came is not a whole answer."""
+        if not (reading.finish or reading.whole):
+            if reading.written:
+                raise ModelUnavailable(f"{self._url} broke off its answer", "try again")
             raise ModelUnavailable(
-                f"{self._url} broke off its answer ({type(error).__name__})", "try again"
-            ) from error
+                f"{self._url} does not stream an answer",
+                "check generator.url (it ends in /v1), and the server's log",
+            )
+        if reading.finish in _CUT_SHORT:
+            raise ModelError(
+                f"{self._url} stopped its answer ({reading.finish})", "look at the server's log"
+            )
+        if not reading.written:
+            # Not an abstention: the model has a word for that.
+            raise ModelError(
+                f"{self.model} gave an empty answer",
+                "raise generator.max_tokens (a reasoning model may spend it all before it answers)"
+                if reading.finish == "length"
+                else "look at the server's log",
+            )
 
-    async def _served(self, client: openai.AsyncOpenAI) -> str:
-        async for model in client.models.list():
-            return model.id
-        raise ModelUnavailable(f"{self._url} serves no model", "set generator.model")
 
-    def _translated(self, error: openai.OpenAIError) -> ModelError:
-        if isinstance(error, openai.APITimeoutError):
-            return ModelUnavailable(
-                f"{self._url} did not answer in {self._timeout:g} s",
-                "try again, or raise generator.timeout_s",
-            )
-        if isinstance(error, openai.APIConnectionError):
-            return ModelUnavailable(
-                f"no model server answers at {self._url}", "start it, or set generator.url"
-            )
-        said = " ".join(str(getattr(error, "message", "") or error).split())[:200]
-        status = getattr(error, "status_code", None)
-        if status == 400 and ("context" in said or "too long" in said or "maximum" in said):
-            return ContextTooLong(
-                f"the prompt is too long for {self.model} ({said})", "set generator.context_tokens"
-            )
-        if status in (401, 403):
-            return ModelError(f"{self._url} refused the key ({status})", "set generator.api_key")
-        if status == 404:
-            return ModelError(
-                f"{self._url} does not know {self.model!r} ({said})",
-                "check generator.url (it ends in /v1) and generator.model",
-            )
-        return ModelUnavailable(
-            f"{self._url} failed ({status or said})", "look at the server's log"
+def check_url(url: str, part: str) -> None:
+    """ConfigError unless the setting `part`.url is a URL."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{part}.url is {url!r}, not a URL" if url else f"{part}.url is not set",
+            "set it to the server's URL, such as http://127.0.0.1:8000/v1",
         )
+
+
+def translated(error: Exception, part: str, url: str) -> ModelError:
+    """An error of TRANSPORT_ERRORS as this application's. `part` is the section of its settings."""
+    if isinstance(error, openai.APIStatusError):
+        return refusal(error.status_code, _message(error), part, url)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+    if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+        return ModelUnavailable(f"no server answers at {url}", f"start it, or set {part}.url")
+    if isinstance(error, httpx2.InvalidURL):
+        return ModelError(f"{url!r} is no URL ({error})", f"set {part}.url")
+    if isinstance(error, ValueError):
+        return ModelUnavailable(
+            f"{url} does not speak OpenAI's API", f"check {part}.url (it ends in /v1)"
+        )
+    return ModelUnavailable(f"{url} broke off ({type(cause).__name__})", "try again")
+
+
+def refusal(status: int, said: str, part: str, url: str) -> ModelError:
+    """What a server's error means. llama-server says "too large to process" with a 500."""
+    said = " ".join(said.split())[:200]
+    if status in (400, 413, 422, 500) and _TOO_LONG.search(said):
+        setting = "generator.context_tokens" if part == "generator" else "ingest.chunk_tokens"
+        return ContextTooLong(f"{url} finds the text too long ({said})", f"set {setting} lower")
+    if status in (401, 403):
+        return ModelError(f"{url} refused the key ({status})", f"set {part}.api_key")
+    if status == 404:
+        return ModelError(
+            f"{url} does not know the model or the path ({said})",
+            f"check {part}.url (it ends in /v1) and {part}.model",
+        )
+    failed = f"{url} failed ({said or status})"
+    if status in (408, 409, 429) or status >= 500:
+        return ModelUnavailable(failed, "try again, or look at the server's log")
+    return ModelError(failed, f"check the settings {part}.*")
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """The server's own words, without the page of HTML that a proxy may send instead."""
+    body = error.body
+    if isinstance(body, dict):
+        return str(body.get("message") or body.get("detail") or body)
+    text = str(body or "")
+    return "" if text.lstrip().startswith("<") else text
+
+
+async def _served(client: openai.AsyncOpenAI) -> str:
+    """The first model that the server lists."""
+    response = await client.models.with_raw_response.list()
+    models = _Models.model_validate(json.loads(response.content)).data
+    if not models:
+        raise ModelUnavailable(f"{client.base_url} serves no model", "set generator.model")
+    return models[0].id
+
+
+class _Reading:
+    """What is known so far of one streamed answer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.done = False  # nothing more is to be read
+        self.whole = False  # the server said that this is all
+        self.written = False
+        self.finish = ""
+        self.usage = Usage()
+
+    def text_of(self, event: bytes) -> str:
+        """The text that an event brings. ValueError if it is not of the protocol."""
+        if event in (b"[DONE]", b"[END]"):
+            self.done = True
+            self.whole = event == b"[DONE]"
+            return ""
+        chunk = _Chunk.model_validate_json(event)
+        if chunk.error:
+            raise chunk.error.refusal(self._url)
+        if chunk.usage:
+            self.usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        self.finish = choice.finish_reason or self.finish
+        text = (choice.delta and choice.delta.content) or ""
+        self.written = self.written or bool(text.strip())
+        return text
+
+
+# The fields of the protocol that are read. Servers leave out, add and null the others.
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Error(BaseModel):
+    message: str = ""
+    code: int | str | None = None
+
+    def refusal(self, url: str) -> ModelError:
+        code = str(self.code)
+        status = int(code) if code.isdecimal() else 500
+        return refusal(status, self.message, "generator", url)
+
+
+class _Chunk(BaseModel):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+    @field_validator("error", mode="before")
+    @classmethod
+    def _in_words(cls, error: Any) -> Any:
+        return {"message": error} if isinstance(error, str) else error

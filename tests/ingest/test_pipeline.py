@@ -272,7 +272,7 @@ def killed(tmp_path: Path, docs: Path) -> Iterator[Any]:
     data = tmp_path / "data"
 
     def kill(at: int, when: str) -> int:
-        tests = str(Path(__file__).parents[1])
+        tests = str(Path(__file__).parents[1] / "support")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.getcwd()])}
         command = [sys.executable, str(Path(__file__).with_name("killed.py"))]
         command += [str(docs), str(data), str(at), when]

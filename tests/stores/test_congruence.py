@@ -139,13 +139,22 @@ TestCongruence.settings = settings(
 def test_any_filter_finds_the_same(where: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         stores = [
-            backend.create(SPEC) for backend in (MemoryBackend(), FaissBackend(data_dir=Path(folder)))
+            backend.create(SPEC)
+            for backend in (MemoryBackend(), FaissBackend(data_dir=Path(folder)))
         ]
         chunks = [
             chunk(n, document=n % 3, **values)
             for n, values in enumerate(
-                [{}, {"year": 2024}, {"lang": "en", "year": 2023}, {"draft": True}, {"year": 2023.5}]
-                + [{"lang": "zh", "draft": False}, {"year": True}, {"lang": "e", "year": "en"}]
+                [
+                    {},
+                    {"year": 2024},
+                    {"lang": "en", "year": 2023},
+                    {"draft": True},
+                    {"year": 2023.5},
+                    {"lang": "zh", "draft": False},
+                    {"year": True},
+                    {"lang": "e", "year": "en"},
+                ]
             )
         ]
         for store in stores:

@@ -51,9 +51,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     store = FaissBackend(data_dir=tmp_path).open(SPEC.name)
     assert store.count() == 20
     found = store.search(random_vectors(30)[:1], 30)[0]
-    assert {hit.chunk.id for hit in found} == {
-        c.id for c in library() if c.document_id != "d1"
-    }
+    assert {hit.chunk.id for hit in found} == {c.id for c in library() if c.document_id != "d1"}
     assert found[0].chunk == library()[0]
     store.upsert([chunk(50)], random_vectors(1))  # the dead writer's lock is gone
     store.close()

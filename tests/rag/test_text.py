@@ -1,0 +1,121 @@
+"""Sentences, terms and evidence: what quoting and abstaining stand on."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag.evidence import evidence
+from rag.sentences import is_cjk, sentences
+from rag.terms import coverage, identifiers, terms
+from rag.types import Chunk, Hit
+
+
+def split(text: str) -> list[str]:
+    return [" ".join(text[s.start : s.end].split()) for s in sentences(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("It costs 3.14 today. Fine.", ["It costs 3.14 today.", "Fine."]),
+        ("See e.g. the map. Dr. Who came.", ["See e.g. the map.", "Dr. Who came."]),
+        ('He said "no." Then he left.', ['He said "no."', "Then he left."]),
+        ("第一句。第二句！“第三句。”第四", ["第一句。", "第二句！", "“第三句。”", "第四"]),
+        ("- one item here\n- two items here", ["- one item here", "- two items here"]),
+        (
+            "A line that was wrapped at the right margin of the\npage goes on. Next.",
+            ["A line that was wrapped at the right margin of the page goes on.", "Next."],
+        ),
+        ("A paragraph that ends without a mark at all here\n\nAnother one.", None),
+        ("", []),
+        ("   \n ", []),
+    ],
+)
+def test_where_sentences_end(text: str, expected: list[str] | None) -> None:
+    assert len(split(text)) == 2 if expected is None else split(text) == expected
+
+
+def test_headings_and_table_heads_stand_over_sentences() -> None:
+    text = "# Prices\nAll in pounds.\n\nBox | Price\n--- | ---\nTK-40 | 900\nTK-40S | 1200"
+    found = sentences(text)
+    assert [text[s.start : s.end] for s in found] == [
+        "All in pounds.",
+        "TK-40 | 900",
+        "TK-40S | 1200",
+    ]
+    assert [s.heading for s in found] == ["Prices", "Prices Box | Price", "Prices Box | Price"]
+
+
+@given(st.text(alphabet="aB .!?\n#|-。！「」x1汉", max_size=200))
+def test_sentences_are_in_order_and_lose_only_headings(text: str) -> None:
+    found = sentences(text)
+    ends = [0, *(s.end for s in found)]
+    assert all(s.start >= end for s, end in zip(found, ends, strict=False))
+    assert all(text[s.start : s.end].strip() == text[s.start : s.end] for s in found)
+    assert all(s.end <= len(text) for s in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The boxes were running", {"box", "run"}),
+        (
+            "error E-22 and IVF_FLAT, firmware 3.2.1",
+            {"error", "e-22", "ivf_flat", "firmwar", "3.2.1"},
+        ),
+        ("ＴＫ－４０", {"tk-40"}),
+        ("the HX-220's door", {"hx-220", "door"}),
+        ("年假几天", {"年假", "天"}),
+        ("what is it", set()),
+    ],
+)
+def test_terms(text: str, expected: set[str]) -> None:
+    assert terms(text) == expected
+
+
+def test_identifiers_are_letters_and_digits() -> None:
+    assert identifiers("Does E-45 or ks35 cost 3 pounds in the 2nd year?") == {"e-45", "ks35"}
+
+
+def test_coverage_is_a_share_by_weight() -> None:
+    assert coverage({"a": 1.0, "b": 3.0}, frozenset({"b"})) == 0.75
+    assert coverage({}, frozenset({"b"})) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hello", False),
+        ("你好吗", True),
+        ("TK-40 的电池", True),
+        ("ひらがな", True),
+        ("123 ?", False),
+        ("A long English sentence with 汉字 in it", False),
+    ],
+)
+def test_is_cjk(text: str, expected: bool) -> None:
+    assert is_cjk(text) is expected
+
+
+def hit(text: str, score: float) -> Hit:
+    return Hit(Chunk("c", "d", "v", 0, text, "/s", "Title"), score)
+
+
+def test_evidence_grows_with_score_and_words_and_falls_for_unknown_names() -> None:
+    question = "What does error E-22 mean?"
+    strong = evidence(question, [hit("Error E-22 means that the cells differ.", 0.7)])
+    weak = evidence(question, [hit("Error E-22 means that the cells differ.", 0.2)])
+    other = evidence(
+        "What does error E-45 mean?", [hit("Error E-22 means that cells differ.", 0.7)]
+    )
+    assert 0 < other < weak < strong < 1
+    assert evidence(question, []) == 0.0
+    chinese = "青岛公司的年假有几天？"
+    assert evidence(chinese, [hit("青岛公司年假十三天。", 0.5)]) > 0.5
+    assert evidence(chinese, [hit("完全无关", 0.9)]) < 0.1
+    assert re.search("年假", chinese)
