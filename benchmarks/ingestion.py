@@ -37,7 +37,8 @@ def lines(path: Path) -> Iterator[str]:
     if path.exists():
         yield from path.open(encoding="utf-8")
     else:
-        yield from gzip.open(f"{path}.gz", "rt", encoding="utf-8")
+        with gzip.open(f"{path}.gz", "rt", encoding="utf-8") as file:
+            yield from file
 
 
 def load(root: Path, docs: int, queries: int) -> tuple[dict[str, str], list[tuple[str, set[str]]]]:

@@ -32,7 +32,9 @@ READER_VERSION = 1
 
 _PLAIN = {".md", ".markdown", ".text", ".txt"}
 _PLAIN_BYTES = 2**16  # up to which plain text cannot cost much, and need not wait for a worker
-_NO_TITLE = re.compile(r"((word |pdf )?document|presentation|title|untitled)\W*\d*", re.IGNORECASE)
+_NO_TITLE = re.compile(
+    r"((word |pdf )?document|(powerpoint )?presentation|title|untitled)\W*\d*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)

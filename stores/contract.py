@@ -99,7 +99,7 @@ def library() -> list[Chunk]:
     """30 chunks of 3 documents whose metadata has gaps, several types and awkward text."""
     found = []
     for number in range(30):
-        metadata: dict[str, Scalar] = {}
+        metadata: dict[str, Any] = {}
         if number % 5:
             metadata["year"] = 2022 + number % 4
         if number % 3:

@@ -45,8 +45,8 @@ def read(data: bytes) -> Parsed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)  # XHTML reads well as HTML
         soup = BeautifulSoup(_decode(data), "lxml")
-    title = soup.select_one("head > title") or soup.find("h1")
-    name = title.get_text() if title else ""
+    titles = soup.select("head > title, h1")
+    title = next((text for tag in titles if (text := tag.get_text()).strip()), "")
     for unseen in soup.select(_UNSEEN):
         unseen.decompose()
     for ordered in soup("ol"):
@@ -54,7 +54,7 @@ def read(data: bytes) -> Parsed:
         first = int(start) if re.fullmatch(r"[0-9]{1,9}", start) else 1
         for number, item in enumerate(ordered.find_all("li", recursive=False), first):
             item["data-number"] = str(number)
-    return Parsed((Page(_text(soup.body or soup)),), name)
+    return Parsed((Page(_text(soup.body or soup)),), title)
 
 
 def _decode(data: bytes) -> str:
@@ -78,7 +78,7 @@ def _encoding(label: str) -> str:
     """Python's name of the encoding that a page declares; Windows-1252 if it names none."""
     try:
         name = codecs.lookup(label.lower().removeprefix("x-")).name
-        b"".decode(name)
+        b"x".decode(name, errors="replace")
     except LookupError:  # unknown, or none of text, like "zip"
         return "cp1252"
     return _WIDER.get(name, "cp1252" if name.startswith(("utf-16", "utf-32")) else name)
@@ -101,6 +101,8 @@ class _Lines:
             self._space = text[-1].isspace()
 
     def verbatim(self, text: str) -> None:
+        if not text:
+            return
         self.parts.append("\n" * self._breaks or " " * self._space)
         self.parts.append(self._mark + text)
         self._breaks, self._space, self._mark = 0, False, ""
@@ -109,6 +111,11 @@ class _Lines:
         if breaks and not self._mark:  # a mark and its text stay together
             self._breaks = max(self._breaks, breaks)
             self._space = False
+
+    def leave(self, breaks: int) -> None:
+        if breaks:
+            self._mark = ""  # of an element without text
+        self.end(breaks)
 
     def feed(self) -> None:
         self.end(min(self._breaks + 1, 2))
@@ -120,16 +127,16 @@ class _Lines:
 def _text(root: Tag) -> str:
     """The text below `root`; with a stack of its own, for pages nested thousands deep."""
     lines = _Lines()
-    stack: list[object] = [root]
+    stack: list[tuple[object, int]] = [(root, 0)]
     while stack:
-        node = stack.pop()
+        node, lists = stack.pop()
         if isinstance(node, int):
-            lines.end(node)
+            lines.leave(node)
         elif isinstance(node, NavigableString):
             if not isinstance(node, PreformattedString):  # comments, declarations
                 lines.words(node)
         elif isinstance(node, Tag):
-            breaks = _breaks(node)
+            breaks = _breaks(node, lists)
             lines.end(breaks)
             if node.name == "br":
                 lines.feed()
@@ -138,27 +145,29 @@ def _text(root: Tag) -> str:
             elif node.name in ("table", "tr") and _is_data(node):
                 lines.verbatim("\n".join(_rows(node)))
             else:
-                lines.mark(_mark(node))
-                stack.append(breaks)
-                stack.extend(reversed(node.contents))
+                lines.mark(_mark(node, lists))
+                lists += node.name in ("ol", "ul")
+                stack.append((breaks, 0))
+                stack.extend((child, lists) for child in reversed(node.contents))
                 continue
             lines.end(breaks)
     return "".join(lines.parts)
 
 
-def _breaks(tag: Tag) -> int:
-    if tag.name in ("ol", "ul") and tag.find_parent("li"):
+def _breaks(tag: Tag, lists: int) -> int:
+    """How many line breaks stand before and after an element that is `lists` deep in lists."""
+    if tag.name in ("ol", "ul") and lists:
         return 1
     return 2 if tag.name in _PARAGRAPHS else int(tag.name in _BLOCKS)
 
 
-def _mark(tag: Tag) -> str:
+def _mark(tag: Tag, lists: int) -> str:
     """What Markdown writes before a heading or the item of a list."""
     if re.fullmatch("h[1-6]", tag.name):
         return "#" * int(tag.name[1]) + " "
     if tag.name != "li":
         return ""
-    indent = "  " * (len(tag.find_parents(["ol", "ul"])) - 1)
+    indent = "  " * (lists - 1)
     return f"{indent}{tag['data-number']}. " if tag.has_attr("data-number") else f"{indent}- "
 
 
@@ -170,8 +179,9 @@ def _preformatted(tag: Tag) -> str:
 
 def _is_data(table_or_row: Tag) -> bool:
     """Whether it is there to relate cells, and not to place blocks on the page."""
-    cells, rows = table_or_row(["td", "th"]), table_or_row("tr")
-    return len(cells) > max(1, len(rows)) and not table_or_row.find(_NO_DATA)
+    if table_or_row.find(_NO_DATA):
+        return False
+    return len(table_or_row(["td", "th"])) > max(1, len(table_or_row("tr")))
 
 
 def _rows(table: Tag) -> list[str]:

@@ -44,11 +44,17 @@ def _heading(text: str) -> str:
         elif mark:
             fence = mark[1]
         elif heading := _TITLE.fullmatch(line):
-            return heading[1].rstrip("# \t")
+            return _without_closing(heading[1].rstrip())
         elif above and re.fullmatch(r" {0,3}=+[ \t]*", line):
             return above
         above = "" if fence else line.strip()
     return ""
+
+
+def _without_closing(heading: str) -> str:
+    """`heading` without the # that may end it, which follow a space: "C#" has none."""
+    shorter = heading.rstrip("#")
+    return shorter.rstrip() if shorter[-1:].isspace() else heading
 
 
 def _front_matter(text: str) -> dict[str, Scalar] | None:

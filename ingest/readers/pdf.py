@@ -26,8 +26,11 @@ from rag.types import Page
 _DOUBTFUL = 0.02  # the share of meaningless characters from which the other engine is asked,
 _GIBBERISH = 0.2  # and from which a page is taken for a picture of text
 _GLYPH_NAMES = re.compile(r"(?:/[A-Za-z]{1,8}\d{1,5}){3,}")  # what pypdf gives for unknown glyphs
-_LINE_HYPHEN = re.compile(r"(?<=\w)[\x02\ufffe](?:\r\n)?(?=\w)")  # as PDFium marks it
+# PDFium marks most hyphens at the end of a line with U+0002, pypdf none.
+_LINE_HYPHEN = re.compile(r"(?<=\w)(?:[\x02\ufffe](?:\r\n)?|-\r?\n)(?=\w)")
 _BROKEN_WORD = re.compile(r"(\w+)\ufffe(\w+)")
+_HAN_OR_KANA = "[\u3040-\u30ff\u3400-\u9fff]"
+_WRAPPED = re.compile(f"{_HAN_OR_KANA}\n{_HAN_OR_KANA}")
 _LAM_ALEF = re.compile("([اأإآ])(ل)")
 
 
@@ -64,7 +67,8 @@ def _pages(texts: list[str]) -> tuple[Page, ...]:
     if not any(text.strip() for text in kept):
         raise UnreadableFile("holds no text", "if it is a scan, run OCR on it first (ocrmypdf)")
     compounds = set(re.findall(r"\w+-\w+", "\n".join(kept).lower()))
-    return tuple(Page(_rejoin(text, compounds), n) for n, text in enumerate(kept, start=1))
+    whole = (_unwrap(_rejoin(text, compounds)) for text in kept)
+    return tuple(Page(text, n) for n, text in enumerate(whole, start=1))
 
 
 def _better(first: str | None, second: str | None) -> str | None:
@@ -81,7 +85,7 @@ def _broken(text: str) -> float:
 
 
 def _rejoin(text: str, compounds: Container[str]) -> str:
-    """`text` with the words whole that a line's end broke, which U+FFFE marks.
+    """`text` with the words whole that a line's end broke, which U+FFFE now marks.
 
     The hyphen stays where it would in the middle of a line: in a compound that the document also
     has whole, and before what is no small letter.
@@ -93,6 +97,24 @@ def _rejoin(text: str, compounds: Container[str]) -> str:
         return hyphenated if keep else match[1] + match[2]
 
     return _BROKEN_WORD.sub(whole, text).replace("\ufffe", "-")
+
+
+def _unwrap(text: str) -> str:
+    """`text` with Chinese and Japanese words whole that the end of a full line broke in two."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    # A column for a letter, two for an ideograph; Latin lines are no measure.
+    widths = [sum(1 + (ord(c) > 0x2E7F) for c in line) for line in lines]
+    han = [
+        width for line, width in zip(lines, widths, strict=True) if re.search(_HAN_OR_KANA, line)
+    ]
+    full = 0.85 * max(han, default=0)
+    joined: list[str] = lines[:1]
+    for before, line, width in zip(lines, lines[1:], widths, strict=False):
+        if width >= full and _WRAPPED.match(f"{before[-1:]}\n{line[:1]}"):
+            joined[-1] += line
+        else:
+            joined.append(line)
+    return "\n".join(joined)
 
 
 def _pdfium(data: bytes) -> tuple[list[str | None], str]:
@@ -151,7 +173,7 @@ def _pypdf(data: bytes, wanted: Container[int], title: str) -> tuple[list[str | 
         texts.append(None)
         if n in wanted:
             with suppress(Exception):
-                texts[n] = re.sub(r"(?<=\w)-\n(?=\w)", "\ufffe", page.extract_text())
+                texts[n] = _LINE_HYPHEN.sub("\ufffe", page.extract_text())
     with suppress(Exception):
         title = title or (reader.metadata and reader.metadata.title) or ""
     return texts, title

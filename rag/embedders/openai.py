@@ -16,7 +16,7 @@ import openai
 from pydantic import BaseModel, SecretStr
 
 from rag.errors import ConfigError, ContextTooLong, ModelError, ModelUnavailable
-from rag.generators.openai import TRANSPORT_ERRORS, check_url, translated
+from rag.openai_api import TRANSPORT_ERRORS, check_url, translated
 from rag.prompt import tokens
 from rag.types import Fingerprint
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,29 @@ def engine(folder: Path, cache: Path, precision: str) -> Callable[[Any], Any]:
         {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": _HINTS[precision]},
     )
 
-    def run(batches: Any) -> list[tuple[list[int], Any]]:
-        if len(batches) == 1:
-            rows, ids, mask = batches[0]
-            return [(rows, compiled.create_infer_request().infer([ids, mask])[0].copy())]
-        found: list[tuple[list[int], Any]] = []
-        queue = openvino.AsyncInferQueue(compiled)
-        queue.set_callback(lambda r, rows: found.append((rows, r.get_output_tensor(0).data.copy())))
+    width = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+
+    def run(batches: Any) -> Iterator[tuple[list[int], Any]]:
+        # No callbacks: they make OpenVINO's threads wait for Python's lock, and a model that is
+        # freed meanwhile waits for those threads, for ever.
+        running: deque[tuple[list[int], Any]] = deque()
         for rows, ids, mask in batches:
-            queue.start_async([ids, mask], rows)
-        queue.wait_all()
-        return found
+            if len(running) < width:
+                request = compiled.create_infer_request()
+            else:
+                done, request = running.popleft()
+                yield done, _result(request)
+            request.start_async([ids, mask])
+            running.append((rows, request))
+        for rows, request in running:
+            yield rows, _result(request)
 
     return run
+
+
+def _result(request: Any) -> Any:
+    request.wait()
+    return request.get_output_tensor(0).data.copy()
 
 
 def _convert(folder: Path, cache: Path) -> None:
@@ -74,7 +86,8 @@ def _convert(folder: Path, cache: Path) -> None:
     mask[1, 5:] = 0
     shape = openvino.PartialShape([-1, -1])
     try:
-        with torch.inference_mode():
+        # The tracer warns of every branch in the model; the comparison below is the real check.
+        with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
             graph = openvino.convert_model(
                 Encoder(), example_input=(ids, mask), input=[shape, shape]
             )

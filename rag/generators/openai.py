@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-import anyio
-import httpx2
 import openai
 from pydantic import BaseModel, SecretStr, field_validator
 
-from rag.errors import ConfigError, ContextTooLong, ModelError, ModelUnavailable
+from rag.errors import ModelError, ModelUnavailable
+from rag.openai_api import TRANSPORT_ERRORS, check_url, refusal, translated
 from rag.types import Prompt, Usage
 
-TRANSPORT_ERRORS = (
-    openai.OpenAIError,
-    # The client translates errors until the answer begins; those of the body pass through it.
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
-    anyio.EndOfStream,  # a TLS connection cut short
-    OSError,
-    ValueError,  # not JSON, not UTF-8, not the fields of the protocol
-)
-"""What reading from a server through the client may raise."""
-
-_TOO_LONG = re.compile(
-    r"context.?(length|size|window)|too large to process"
-    r"|tokens?\b.*\b(exceed|longer|too (long|large|many)|maximum|limit)"
-    r"|(exceed|longer|too (long|large|many)|less than|maximum|limit|at most)\b.*\btokens?",
-    re.IGNORECASE,
-)
 _CUT_SHORT = {"content_filter", "abort", "error"}  # a finish_reason that means half an answer
 
 
@@ -94,8 +75,8 @@ class OpenAIGenerator:
     async def _events(self, prompt: Prompt) -> AsyncGenerator[bytes]:
         """The data of each server-sent event. Closing it closes the connection: the engine stops.
 
-        Read here and not by the client's own stream, which hides whether [DONE] came and breaks
-        off with a raw AttributeError at fields that have another shape.
+        Read here and not by the client's own stream, which hides whether [DONE] came and does not
+        check the shape of what it gives.
         """
         async with self._client() as client:
             if not self.model:
@@ -158,59 +139,6 @@ class OpenAIGenerator:
                 if reading.finish == "length"
                 else "look at the server's log",
             )
-
-
-def check_url(url: str, part: str) -> None:
-    """ConfigError unless the setting `part`.url is a URL."""
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{part}.url is {url!r}, not a URL" if url else f"{part}.url is not set",
-            "set it to the server's URL, such as http://127.0.0.1:8000/v1",
-        )
-
-
-def translated(error: Exception, part: str, url: str) -> ModelError:
-    """An error of TRANSPORT_ERRORS as this application's. `part` is the section of its settings."""
-    if isinstance(error, openai.APIStatusError):
-        return refusal(error.status_code, _message(error), part, url)
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-    if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-        return ModelUnavailable(f"no server answers at {url}", f"start it, or set {part}.url")
-    if isinstance(error, httpx2.InvalidURL):
-        return ModelError(f"{url!r} is no URL ({error})", f"set {part}.url")
-    if isinstance(error, ValueError):
-        return ModelUnavailable(
-            f"{url} does not speak OpenAI's API", f"check {part}.url (it ends in /v1)"
-        )
-    return ModelUnavailable(f"{url} broke off ({type(cause).__name__})", "try again")
-
-
-def refusal(status: int, said: str, part: str, url: str) -> ModelError:
-    """What a server's error means. llama-server says "too large to process" with a 500."""
-    said = " ".join(said.split())[:200]
-    if status in (400, 413, 422, 500) and _TOO_LONG.search(said):
-        setting = "generator.context_tokens" if part == "generator" else "ingest.chunk_tokens"
-        return ContextTooLong(f"{url} finds the text too long ({said})", f"set {setting} lower")
-    if status in (401, 403):
-        return ModelError(f"{url} refused the key ({status})", f"set {part}.api_key")
-    if status == 404:
-        return ModelError(
-            f"{url} does not know the model or the path ({said})",
-            f"check {part}.url (it ends in /v1) and {part}.model",
-        )
-    failed = f"{url} failed ({said or status})"
-    if status in (408, 409, 429) or status >= 500:
-        return ModelUnavailable(failed, "try again, or look at the server's log")
-    return ModelError(failed, f"check the settings {part}.*")
-
-
-def _message(error: openai.APIStatusError) -> str:
-    """The server's own words, without the page of HTML that a proxy may send instead."""
-    body = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body.get("detail") or body)
-    text = str(body or "")
-    return "" if text.lstrip().startswith("<") else text
 
 
 async def _served(client: openai.AsyncOpenAI) -> str:

@@ -16,11 +16,8 @@ The first answer occurs literally in a relevant document; each relevant document
 A line without documents and answers is an unanswerable question. Everything written is
 deterministic: the same sources and library versions give the same bytes.
 
-Chinese text in PDF files is set in ``fonts/DroidSansFallback-subset.ttf``, which is embedded and
-holds only the characters that the sources need. After adding new ones, subset the full font anew::
-
-    pyftsubset DroidSansFallbackFull.ttf --text-file=br-7-calibration-guide.md --notdef-outline
-        --output-file=fonts/DroidSansFallback-subset.ttf
+Chinese text in PDF files is set in Droid Sans Fallback (Apache-2.0), of which the PDF embeds the
+characters that it uses: ``apt-get install fonts-droid-fallback``.
 """
 
 from __future__ import annotations
@@ -75,7 +72,7 @@ SUFFIXES = {".pdf", ".docx", ".html", ".md", ".txt"}
 KINDS = {"fact", "procedure", "comparison", "table", "cross-lingual"}
 
 CJK_FONT = "DroidSansFallback"
-CJK_FONT_FILE = SOURCES / "fonts" / "DroidSansFallback-subset.ttf"
+CJK_FONT_FILE = Path("/usr/share/fonts/truetype/droid/DroidSansFallbackFull.ttf")
 CJK = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
 # Chinese closing punctuation: comma, full stop, semicolon, colon, and so on.
 NO_LINE_START = "\uff0c\u3002\uff1b\uff1a\u3001\uff09\uff01\uff1f"

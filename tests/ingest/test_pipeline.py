@@ -273,7 +273,7 @@ def killed(tmp_path: Path, docs: Path) -> Iterator[Any]:
 
     def kill(at: int, when: str) -> int:
         tests = str(Path(__file__).parents[1] / "support")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.getcwd()])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path.cwd())])}
         command = [sys.executable, str(Path(__file__).with_name("killed.py"))]
         command += [str(docs), str(data), str(at), when]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -188,7 +188,7 @@ def test_a_number_in_brackets_in_a_document_is_no_citation(retriever: Retriever)
 
 def test_the_prompt_fits_the_window_and_counts_what_it_dropped(retriever: Retriever) -> None:
     model = Scripted("x [1]")
-    answerer(retriever, model, context_tokens=560, answer_tokens=100).ask(QUESTION, 4)
+    answerer(retriever, model, context_tokens=500, answer_tokens=100).ask(QUESTION, 4)
     (prompt,) = model.prompts
     assert 0 < len(prompt.passages) < 4
     assert prompt.dropped == 4 - len(prompt.passages)

@@ -219,7 +219,7 @@ def test_a_failure_that_would_come_again_is_not_tried_again(reply: Reply) -> Non
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000/v1"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000/v1", "http://[::1/v1"])
 def test_a_url_that_is_none_is_said_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match=r"embedder\.url"):
         OpenAIEmbedder(url=url, model="m")

@@ -176,10 +176,16 @@ def test_whole_answers(events: list[object], expected: list[str | Usage]) -> Non
     [
         pytest.param(Reply(then="hang"), ModelUnavailable, "did not answer in 0.2 s", id="silent"),
         pytest.param(
-            Reply(answer(401, {"error": {"message": "bad key"}})), ModelError, "refused the key"
+            Reply(answer(401, {"error": {"message": "bad key"}})),
+            ModelError,
+            "refused the key",
+            id="key",
         ),
         pytest.param(
-            Reply(answer(404, {"error": {"message": "no model m"}})), ModelError, "no model m"
+            Reply(answer(404, {"error": {"message": "no model m"}})),
+            ModelError,
+            r"no model m.*check generator\.url",
+            id="unknown model",
         ),
         pytest.param(
             Reply(answer(400, {"error": {"message": "maximum context length is 4096 tokens"}})),
@@ -273,7 +279,10 @@ TWO = (token("It holds "), token("5 "))
             id="another shape",
         ),
         pytest.param(
-            Reply(stream(*TWO, token(None, "content_filter"))), ModelError, "content_filter"
+            Reply(stream(*TWO, token(None, "content_filter"))),
+            ModelError,
+            "content_filter",
+            id="filter",
         ),
     ],
 )
@@ -389,7 +398,7 @@ def test_a_discovered_model_that_is_gone_is_discovered_again() -> None:
     assert asked.model == "new"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000/v1"])
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "http://[::1/v1"])
 def test_a_url_that_is_none_is_said_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match=r"generator\.url"):
         OpenAIGenerator(url=url, model="m")

@@ -119,7 +119,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
         try:
-            store.upsert([chunk(n, text="x" * 10_000) for n in range(100, 200)], random_vectors(100))
+            many = [chunk(n, text="x" * 10_000) for n in range(100, 200)]
+            store.upsert(many, random_vectors(100))
         except StoreUnavailable as error:
             print(error)
         print(store.count())
