@@ -6,6 +6,7 @@ Third parties add theirs through entry points in the groups `rag.stores`, `rag.e
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -91,9 +92,13 @@ def load(kind: Kind, name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-@cache
 def _entry_points(kind: Kind) -> Any:
-    """Looked up once: it reads the metadata of every installed package."""
+    return _installed(kind, tuple(sys.path))
+
+
+@cache
+def _installed(kind: Kind, _path: tuple[str, ...]) -> Any:
+    """Looked up once for a search path: it reads the metadata of every installed package."""
     from importlib.metadata import entry_points
 
     return entry_points(group=f"rag.{kind}s")
