@@ -26,7 +26,7 @@ from rag.filters import And, Compare, Not, check_metadata
 from rag.protocols import Embedder, VectorStore
 from rag.types import Chunk, Document, Metadata
 
-_WINDOW = 512  # chunks embedded together: enough to sort by length, few enough to show progress
+_WINDOW = 128  # chunks embedded together: enough to sort by length, few enough to show progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,8 @@ class _Run:
                 self._skip(folder, f"cannot be listed ({reason}); check its permissions", True)
             outdated = self._outdated(found)
         self._of_files = len(outdated)
+        if outdated:
+            self._progress(Progress(0, self._of_files, 0))
         self._write(self._chunks(outdated))
         if self._options.prune:
             self._prune(found)

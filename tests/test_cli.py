@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import rag
+from servers import llama_server
 
 from stores.faiss import FaissBackend
 
@@ -307,6 +308,23 @@ def test_the_generator_being_down_degrades_to_quotations(ingested: Path) -> None
     assert "Hold both arrow keys" in done.json["answer"]
     assert done.json["model"] == "extractive"
     assert "127.0.0.1:9" in done.json["notice"]
+
+
+def test_a_model_server_writes_the_answer(ingested: Path) -> None:
+    """llama.cpp's own server with SmolLM2: small, but real from the prompt to the citation."""
+    with llama_server("chat") as url:
+        done = rag(
+            *("--set", f"generator.url={url}", "--set", "generator.max_tokens=60"),
+            *("--set", "generator.context_tokens=2048"),
+            *("ask", "What do I press when the box reports E-22?", "--json"),
+        )
+    assert done.status == 0, done.err
+    answer = done.json
+    assert answer["degraded"] == []
+    assert answer["model"] not in ("", "extractive")
+    assert answer["abstained"] or answer["usage"]["completion_tokens"] > 0
+    for citation in answer["citations"]:
+        assert f"[{citation['marker']}]" in answer["answer"]
 
 
 def test_a_bug_is_one_line_too(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.clean import clean
@@ -258,11 +258,13 @@ def test_titles_are_what_a_person_would_call_one(tmp_path: Path, written: str, t
     assert read(put(tmp_path, "stem.html", page))[1].title == title
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_clean_text_stays_as_it_is(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Mn", "L"])))
 def test_clean_text_has_nothing_invisible(text: str) -> None:
     cleaned = clean(text)
@@ -273,6 +275,7 @@ def test_clean_text_has_nothing_invisible(text: str) -> None:
     assert cleaned == cleaned.strip()
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="gb2312", exclude_categories=["Z", "C"])))
 def test_clean_keeps_every_letter_and_mark(text: str) -> None:
     """Full-width marks too: they end sentences."""
