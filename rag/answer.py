@@ -128,6 +128,8 @@ class Answerer:
                 async for piece in pieces:
                     if isinstance(piece, Usage):
                         run.usage = piece
+                        if piece.truncated:
+                            run.notice = "the answer was cut off at generator.max_tokens"
                         continue
                     if "first_token" not in run.timings:
                         run.lap("first_token")

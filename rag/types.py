@@ -141,10 +141,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that the model counted; 0 where it does not say."""
+    """Tokens that the model counted; 0 where it does not say.
+
+    `truncated`: the answer reached the limit of tokens, and stops in the middle.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

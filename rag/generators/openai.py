@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -70,7 +71,7 @@ class OpenAIGenerator:
             if not reading.finish:
                 raise self._failure(error, reading) from error
         self._check(reading)
-        yield reading.usage
+        yield replace(reading.usage, truncated=reading.finish == "length")
 
     async def _events(self, prompt: Prompt) -> AsyncGenerator[bytes]:
         """The data of each server-sent event. Closing it closes the connection: the engine stops.

@@ -120,6 +120,12 @@ def test_a_model_that_finds_no_answer_abstains(retriever: Retriever, pieces: Any
     assert "".join(e.text for e in seen if isinstance(e, Token)) == answer.text
 
 
+def test_an_answer_that_was_cut_off_says_so(retriever: Retriever) -> None:
+    answer = answerer(retriever, Scripted("It opens [1]", Usage(1, 2, True))).ask(QUESTION, 4)
+    assert "cut off" in answer.notice
+    assert answer.usage.truncated
+
+
 def test_words_that_begin_like_no_answer_are_shown(retriever: Retriever) -> None:
     answer = answerer(retriever, Scripted("NO", " parking [2]")).ask(QUESTION, 4)
     assert answer.text == "NO parking [2]"

@@ -50,6 +50,8 @@ def text_of(pieces: list[str | Usage]) -> str:
 
 def test_streams_in_pieces_with_the_usage_at_the_end(llama: str) -> None:
     *pieces, usage = run(OpenAIGenerator(url=f"{llama}/v1", model=MODEL, max_tokens=12), STORY)
+    assert isinstance(usage, Usage)
+    assert usage.truncated
     assert len(pieces) > 5
     assert all(isinstance(piece, str) for piece in pieces)
     assert isinstance(usage, Usage)
