@@ -30,7 +30,7 @@ from rag.types import Page, Scalar
 READER_VERSION = 1
 """Raise it when a reader's text changes, so that stored documents are read again."""
 
-_PLAIN = {".md", ".markdown", ".text", ".txt"}
+_PLAIN = {".text", ".txt"}  # YAML in Markdown can be written to explode
 _PLAIN_BYTES = 2**16  # up to which plain text cannot cost much, and need not wait for a worker
 _NO_TITLE = re.compile(
     r"((word |pdf )?document|(powerpoint )?presentation|title|untitled)\W*\d*", re.IGNORECASE
@@ -98,6 +98,8 @@ def check(path: Path, limits: Limits) -> None:
         raise UnreadableFile("has a name that is not UTF-8", "rename it") from error
     except OSError as error:
         raise unreadable(path, error) from error
+    if size == 0:  # or a file of /proc, which never says its size
+        raise UnreadableFile("is empty", "delete it, or write it again")
     if size > limits.file_mb * 2**20:
         raise UnreadableFile(
             f"is larger than {limits.file_mb} MB", "split it, or raise ingest.max_file_mb"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins
-from rag.errors import UnknownCollection, UnknownDocument
+from rag.errors import StoreError, UnknownCollection, UnknownDocument
 from rag.types import Answer, CollectionSpec, DocumentRecord, Hit, Scalar, StoreInfo
 
 if TYPE_CHECKING:
@@ -145,12 +145,15 @@ class App:
             )
 
     def collections(self) -> list[StoreInfo]:
-        """What every collection of the store says of itself."""
+        """What every collection of the store says of itself; of a damaged one, a line is said."""
         found = []
         for name in self.backend.collections():
-            store = self.backend.open(name)
-            found.append(store.describe())
-            store.close()
+            try:
+                store = self.backend.open(name)
+                found.append(store.describe())
+                store.close()
+            except StoreError as error:
+                self._say(f"collection {name!r}: {error}")
         return found
 
     def documents(self) -> list[DocumentRecord]:

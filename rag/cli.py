@@ -53,6 +53,13 @@ def cli(
     context.obj = {"config": config, "values": values}
 
 
+def _path(text: str) -> Path:
+    """A path; not the current folder for "", which an unset variable in a script becomes."""
+    if not text:
+        raise InputError("a path is empty", "name a file or a folder, such as ./docs")
+    return Path(text)
+
+
 def _collection_options(command: F) -> F:
     command = click.option("--store", help="Kind of vector store, such as faiss.")(command)
     return click.option("--collection", help="Name of the collection.")(command)
@@ -64,7 +71,7 @@ _top_k = click.option("--top-k", type=click.IntRange(min=1), help="How many pass
 
 
 @cli.command()
-@click.argument("paths", nargs=-1, required=True, type=Path, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=_path, metavar="PATH...")
 @_collection_options
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--prune", is_flag=True, help="Delete documents whose files are gone from PATH.")
@@ -140,7 +147,7 @@ def ask(
                 if as_json:
                     _print_json(_event(event), indent=None)
                 elif isinstance(event, Token):
-                    click.echo(event.text, nl=False)
+                    click.echo(terminal.lines(event.text), nl=False)
                 elif isinstance(event, Done):
                     click.echo()
                     terminal.answer(event.answer, streamed=True)
@@ -224,11 +231,11 @@ def collections_show(context: click.Context, name: str, store: str | None, as_js
 def collections_delete(context: click.Context, name: str, store: str | None, yes: bool) -> None:
     """Delete a collection and all that it holds."""
     app = _app(context, name, store)
-    with app.store() as opened:
-        count = opened.count()
-    _confirm(yes, f"Delete collection {name!r} with {count} chunks?")
+    if name not in app.backend.collections():
+        app.backend.open(name).close()  # says what is wrong; a damaged one may be deleted too
+    _confirm(yes, f"Delete collection {name!r} and all that it holds?")
     app.backend.drop(name)
-    click.echo(f"deleted collection {name} ({count} chunks)")
+    click.echo(f"deleted collection {name}")
 
 
 @cli.group()
@@ -370,7 +377,9 @@ def run() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    click.echo(f"rag: error: {message}", err=True)
+    from rag import terminal
+
+    terminal.say(f"error: {message}")
     return status
 
 
@@ -401,7 +410,7 @@ def _scalar(text: str) -> Scalar:
     """A number or truth value if it is written like one in JSON, otherwise text."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, str | int | float) else text
 

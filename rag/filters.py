@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from rag.errors import InputError, InvalidFilter
 from rag.types import BUILT_IN_FIELDS, Scalar
@@ -23,6 +23,8 @@ OPERATORS = ("$eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not").split()
 
 _HINT = "operators are " + " ".join(OPERATORS)
 _MAX_DEPTH = 32
+_MAX_PARTS = 500  # SQLite takes expressions up to 1,000 deep, and a chain of AND counts as depth
+_MAX_TEXT = 2000  # characters; every chunk of a document carries its metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ Filter: TypeAlias = Compare | And | Or | Not
 
 def parse_json(text: str | None) -> Filter | None:
     """The filter written in JSON; None for nothing. Raises InvalidFilter."""
-    if text is None or not text.strip():
+    if text is None:
         return None
     try:
         value = json.loads(text)
@@ -68,6 +70,8 @@ def parse_json(text: str | None) -> Filter | None:
         raise InvalidFilter(
             f"the filter is not JSON ({error})", """write it like '{"lang": "en"}'"""
         ) from error
+    if value is None:  # an empty variable in a script must not search unfiltered
+        raise InvalidFilter("the filter is null", """write it like '{"lang": "en"}'""")
     return parse(value)
 
 
@@ -76,6 +80,10 @@ def parse(where: Mapping[str, Any] | None) -> Filter | None:
     if where is None:
         return None
     parsed = _parse_object(where, 0)
+    if _size(parsed) > _MAX_PARTS:
+        raise InvalidFilter(
+            f"the filter has more than {_MAX_PARTS} parts", "use $in for many values"
+        )
     return None if parsed == And(()) else parsed
 
 
@@ -104,19 +112,14 @@ def kind(value: Scalar) -> Literal["bool", "text", "number"]:
 def check_metadata(metadata: Mapping[str, object]) -> None:
     """Raise InputError unless keys are plain names and values text, finite numbers or booleans."""
     for key, value in metadata.items():
-        if not isinstance(key, str) or not key or key.startswith("$"):
-            raise InputError(f"metadata key {key!r} is not a plain name", "rename it")
+        if not isinstance(key, str) or not key or key.startswith("$") or not _is_text(key):
+            raise InputError(f"metadata key {_show(key)} is not a plain name", "rename it")
         if key in BUILT_IN_FIELDS:
             raise InputError(f"metadata key {key!r} is one of the chunk's own fields", "rename it")
-        fits = isinstance(value, str | bool) or (
-            abs(value) < 2**63
-            if isinstance(value, int)
-            else isinstance(value, float) and math.isfinite(value)
-        )
-        if not fits:
+        if not _is_scalar(value) or (isinstance(value, str) and len(value) > _MAX_TEXT):
             raise InputError(
-                f"metadata {key!r} is {type(value).__name__}",
-                "values are text, finite numbers of 64 bits, or true/false",
+                f"metadata {key!r} cannot be {_show(value)}",
+                f"use text of up to {_MAX_TEXT} characters, a finite 64-bit number or true/false",
             )
 
 
@@ -153,7 +156,7 @@ def _parse_object(where: object, depth: int) -> Filter:
             parts.append(And(inner) if key == "$and" else Or(inner))
         elif key == "$not":
             parts.append(Not(_parse_object(value, depth + 1)))
-        elif not isinstance(key, str) or not key or key.startswith("$"):
+        elif not isinstance(key, str) or not key or key.startswith("$") or not _is_text(key):
             raise InvalidFilter(f"unknown operator {_show(key)}", _HINT)
         else:
             parts.append(_parse_field(key, value, depth + 1))
@@ -199,16 +202,37 @@ def _parse_operator(name: str, op: str, operand: object, depth: int) -> Filter:
 
 
 def _scalar(name: str, value: object) -> Scalar:
-    if isinstance(value, bool | str):
-        return value
-    if isinstance(value, int) and abs(value) < 2**63:
-        return value
-    if isinstance(value, float) and math.isfinite(value):
+    if _is_scalar(value):
         return value
     raise InvalidFilter(
         f"field {name!r} cannot be compared with {_show(value)}",
         "compare with text, a finite number or true/false",
     )
+
+
+def _is_scalar(value: object) -> TypeGuard[Scalar]:
+    if isinstance(value, str):
+        return _is_text(value)
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: a lone surrogate cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _size(condition: Filter) -> int:
+    match condition:
+        case And(parts) | Or(parts):
+            return 1 + sum(map(_size, parts))
+        case Not(part):
+            return 1 + _size(part)
+        case _:
+            return 1
 
 
 def _show(value: object) -> str:

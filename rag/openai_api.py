@@ -31,7 +31,8 @@ _TOO_LONG = re.compile(
 def check_url(url: str, part: str) -> None:
     """ConfigError unless the setting `part`.url is a URL."""
     try:
-        is_url = httpx2.URL(url).scheme in ("http", "https")
+        parsed = httpx2.URL(url)
+        is_url = parsed.scheme in ("http", "https") and (parsed.port or 80) < 2**16
     except httpx2.InvalidURL:
         is_url = False
     if not is_url:

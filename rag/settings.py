@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,7 @@ class Settings(BaseSettings):
         env_prefix="RAG_",
         env_nested_delimiter="_",
         env_nested_max_split=1,
+        env_ignore_empty=True,
         extra="forbid",
         frozen=True,
     )
@@ -133,9 +134,7 @@ class Loaded:
 
     def unknown(self, environment: Mapping[str, str]) -> list[str]:
         """RAG_* variables that name no setting: misspelt, or meant for another program."""
-        known = {
-            "RAG_" + n.upper().replace(".", "_") for n, _ in _flatten(self.settings.model_dump())
-        }
+        known = {_variable(n) for n, _ in _flatten(self.settings.model_dump())}
         given = [name for name in environment if name.upper().startswith("RAG_")]
         return sorted(n for n in given if n.upper() not in known | {"RAG_CONFIG", "RAG_DEBUG"})
 
@@ -148,40 +147,49 @@ def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
     if config is not None and not config.is_file():
         raise ConfigError(f"there is no settings file {config}", "check --config or RAG_CONFIG")
     path = config or Path(CONFIG_FILE)
-    try:
-        layers = [
-            (str(path), TomlConfigSettingsSource(Settings, toml_file=path)()),
-            ("environment", EnvSettingsSource(Settings)()),
-            ("command line", InitSettingsSource(Settings, _nest(command_line))()),
-        ]
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"{path} or a RAG_* variable cannot be read ({error})", "mend it"
-        ) from error
+    layers: dict[str, Callable[[], dict[str, Any]]] = {
+        str(path): lambda: TomlConfigSettingsSource(Settings, toml_file=path)(),
+        "environment": lambda: EnvSettingsSource(Settings)(),
+        "command line": lambda: InitSettingsSource(Settings, _nest(command_line))(),
+    }
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for origin, values in layers:
+    for origin, read in layers.items():
+        try:
+            values = read()
+        except (ValueError, OSError, RecursionError) as error:
+            where = "a RAG_* variable" if origin == "environment" else origin
+            raise ConfigError(f"{where} cannot be read ({error})", "mend it") from error
         for name, _ in _flatten(values):
-            origins[name] = (
-                "RAG_" + name.upper().replace(".", "_") if origin == "environment" else origin
-            )
+            origins[name] = _variable(name) if origin == "environment" else origin
         _merge(merged, values)
     try:
         settings = Settings(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        given = [origin for key, origin in origins.items() if f"{key}.".startswith(f"{name}.")]
+        wrong = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise ConfigError(
-            f"the setting {name!r} from {origins.get(name, path)} is wrong: {first['msg']}",
-            "see: rag config show",
+            f"the setting {name!r} from {given[0] if given else path} is wrong ({wrong})",
+            "README.md lists the settings, and `rag config show` elsewhere their values",
         ) from error
-    data_dir = settings.data_dir.expanduser().absolute()
-    models_dir = settings.models_dir.expanduser()
-    placed = {
-        "data_dir": data_dir,
-        "models_dir": data_dir / "models" if models_dir == Path() else models_dir.absolute(),
-    }
-    return Loaded(settings.model_copy(update=placed), origins)
+    return Loaded(settings.model_copy(update=_placed(settings)), origins)
+
+
+def _placed(settings: Settings) -> dict[str, Path]:
+    """The folders of the settings as absolute paths."""
+    try:
+        data_dir = settings.data_dir.expanduser().absolute()
+        models_dir = settings.models_dir.expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"a folder of the settings is not there ({error})", "mend it") from error
+    kept = data_dir / "models" if models_dir == Path() else models_dir.absolute()
+    return {"data_dir": data_dir, "models_dir": kept}
+
+
+def _variable(name: str) -> str:
+    return "RAG_" + name.upper().replace(".", "_")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

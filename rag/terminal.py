@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +19,23 @@ if TYPE_CHECKING:
     from rag.types import Answer, Citation, DocumentRecord, StoreInfo
 
 
+# Controls, marks that turn the direction of text, and halves of characters.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def say(line: str) -> None:
     """A line about what goes on, on standard error."""
-    print(f"rag: {line}", file=sys.stderr, flush=True)
+    print(f"rag: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def printable(text: object) -> str:
     """Text without characters that a terminal would obey, such as escape sequences."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    return _OBEYED.sub("\ufffd", str(text))
+
+
+def lines(text: str) -> str:
+    """Like `printable`, for text of several lines."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def shown_source(source: str) -> str:
@@ -39,7 +49,7 @@ def write(text: str, file: TextIO | None = None) -> None:
     from rich.console import Console
 
     out = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
-    out.print(text, soft_wrap=not out.is_terminal)
+    out.print(lines(text), soft_wrap=not out.is_terminal)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

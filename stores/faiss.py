@@ -7,6 +7,8 @@ No pickle anywhere: loading a foreign folder runs none of its code.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import threading
@@ -22,7 +24,7 @@ from rag.filters import Filter
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
 from stores.ranking import rank, unit
-from stores.sqlite import FILE, ChunkTable
+from stores.sqlite import FILE, ChunkTable, acquire, write_lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +42,7 @@ class FaissStore:
         self._table = table
         self.spec = table.spec
         self._path = table.folder / "index.faiss"
+        self._stamp = table.folder / "index.json"
         self._lock = threading.RLock()
         self._index: Any = None
         self._generation = -1
@@ -140,7 +143,7 @@ class FaissStore:
             for start in range(0, len(new), _BATCH):
                 self._add(*self._table.vectors(new[start : start + _BATCH]))
             if len(gone) or len(new):
-                self._save()
+                self._save(generation)
             self._generation = generation
         return self._index
 
@@ -152,10 +155,7 @@ class FaissStore:
 
     def _load(self) -> Any:
         metric = faiss.METRIC_L2 if self.spec.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        try:
-            index = faiss.read_index(str(self._path))
-        except RuntimeError:  # not there, or damaged: it is only a cache
-            index = None
+        index = faiss.read_index(str(self._path)) if self._is_sound() else None
         if (
             isinstance(index, faiss.IndexIDMap2)
             and index.d == self.spec.dim
@@ -164,13 +164,30 @@ class FaissStore:
             return index
         return faiss.IndexIDMap2(faiss.IndexFlat(self.spec.dim, metric))
 
-    def _save(self) -> None:
+    def _is_sound(self) -> bool:
+        """Whether the file is the one that was saved, and of this table and not of a later one.
+
+        A table restored from a backup gives out numbers again that an index may know already.
+        """
+        try:
+            stamp = json.loads(self._stamp.read_text("utf-8"))
+            with self._path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            return bool(found == stamp["sha256"] and stamp["generation"] <= self._table.generation)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def _save(self, generation: int) -> None:
         """Replace the index file atomically. Failing costs only time at the next open."""
         part = self._path.with_suffix(f".{os.getpid()}.part")
         try:
             with self._table.exclusive():
                 faiss.write_index(self._index, str(part))
+                with part.open("rb") as file:
+                    saved = hashlib.file_digest(file, "sha256").hexdigest()
                 part.replace(self._path)
+                part.write_text(json.dumps({"sha256": saved, "generation": generation}))
+                part.replace(self._stamp)
         except (StoreUnavailable, RuntimeError, OSError):
             part.unlink(missing_ok=True)
 
@@ -191,17 +208,22 @@ class FaissBackend:
         return FaissStore(table)
 
     def open(self, name: str) -> FaissStore:
+        return FaissStore(ChunkTable(self._existing(name)))
+
+    def drop(self, name: str) -> None:
+        folder = self._existing(name)
+        lock = write_lock(folder)
+        acquire(lock, folder)
+        try:
+            # Renamed first: no crash leaves half a collection.
+            doomed = self._root / f".gone-{name}-{os.getpid()}"
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+        finally:
+            lock.release()
+
+    def _existing(self, name: str) -> Path:
         check_name(name)
         if not (self._root / name / FILE).exists():
             raise no_collection("faiss", name)
-        return FaissStore(ChunkTable(self._root / name))
-
-    def drop(self, name: str) -> None:
-        self.open(name).close()
-        table = ChunkTable(self._root / name)
-        with table.exclusive():
-            # Renamed first: no crash leaves half a collection.
-            doomed = self._root / f".gone-{name}-{os.getpid()}"
-            table.folder.rename(doomed)
-            shutil.rmtree(doomed)
-        table.close()
+        return self._root / name

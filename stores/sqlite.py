@@ -9,10 +9,11 @@ Sound with several readers and one writer; who writes holds `write.lock` until `
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
@@ -64,11 +65,16 @@ class ChunkTable:
         self._path = folder / FILE
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
-        self._lock = FileLock(folder / "write.lock", timeout=0, thread_local=False)
+        self._lock = write_lock(folder)
         self._writing = threading.RLock()
-        values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
-        embedder = values.pop("embedder")
-        self.spec = CollectionSpec(**values, embedder=Fingerprint(**embedder) if embedder else None)
+        try:
+            values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
+            embedder = values.pop("embedder")
+            self.spec = CollectionSpec(
+                **values, embedder=Fingerprint(**embedder) if embedder else None
+            )
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise _unavailable(folder, "malformed description") from error
 
     @classmethod
     def create(cls, folder: Path, spec: CollectionSpec) -> ChunkTable:
@@ -78,15 +84,15 @@ class ChunkTable:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 # Made aside and moved into place: no crash leaves half a collection.
                 part = Path(mkdtemp(prefix=".new-", dir=folder.parent))
-                db = sqlite3.connect(part / FILE, isolation_level=None)
-                db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
-                db.execute("INSERT INTO meta VALUES ('spec', ?)", [json.dumps(asdict(spec))])
-                db.close()
                 try:
+                    with closing(sqlite3.connect(part / FILE, isolation_level=None)) as db:
+                        db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
+                        values = json.dumps(asdict(spec))
+                        db.execute("INSERT INTO meta VALUES ('spec', ?)", [values])
                     part.rename(folder)
-                except OSError:  # another process was first
+                except (OSError, sqlite3.DatabaseError):
                     rmtree(part)
-                    if not (folder / FILE).exists():
+                    if not (folder / FILE).exists():  # otherwise another process was first
                         raise
         return cls(folder)
 
@@ -215,16 +221,8 @@ class ChunkTable:
         Raises StoreUnavailable if another process is.
         """
         with self._writing:
-            try:
-                if not (keep and self._lock.is_locked):
-                    self._lock.acquire()
-            except Timeout as error:
-                raise StoreUnavailable(
-                    f"collection {self.spec.name!r} is being written by another process",
-                    "wait until it is done, then run this again",
-                ) from error
-            except OSError as error:
-                raise _unavailable(self.folder, error.strerror or str(error)) from error
+            if not (keep and self._lock.is_locked):
+                acquire(self._lock, self.folder)
             try:
                 yield
             finally:
@@ -287,6 +285,23 @@ class ChunkTable:
                 raise
 
 
+def write_lock(folder: Path) -> FileLock:
+    """What the one writer of the collection in `folder` holds; the system frees it at a crash."""
+    return FileLock(folder / "write.lock", timeout=0, thread_local=False)
+
+
+def acquire(lock: FileLock, folder: Path) -> None:
+    """Take the write lock. Raises StoreUnavailable if another process has it."""
+    with _translated(folder):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreUnavailable(
+                f"collection {folder.name!r} is being written by another process",
+                "wait until it is done, then run this again",
+            ) from error
+
+
 @contextmanager
 def _translated(folder: Path) -> Iterator[None]:
     try:
@@ -300,7 +315,7 @@ def _translated(folder: Path) -> Iterator[None]:
 def _unavailable(folder: Path, reason: str) -> StoreUnavailable:
     if "full" in reason or "No space" in reason:
         hint = "free some space there and run this again; what was written before is kept"
-    elif "malformed" in reason or "not a database" in reason:
+    elif re.search("malformed|not a database|no such table", reason):
         hint = "the file is damaged: restore it, or delete the collection and ingest again"
     else:
         hint = "check that the folder exists and may be written"

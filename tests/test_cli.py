@@ -341,3 +341,54 @@ def test_a_bug_is_one_line_too(
     assert "oops" in shown
     assert "--debug" in shown
     assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        'k: "\\ud800"',
+        "note: " + "x" * 5000,
+        "a0: &a0 {x: 1}\n"
+        + "\n".join(
+            f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10)
+        ),
+    ],
+    ids=["surrogate", "long", "bomb"],
+)
+def test_hostile_front_matter_costs_only_itself(docs: Path, front: str) -> None:
+    (docs / "bad.md").write_text(f"---\n{front}\n---\nText.", "utf-8")
+    done = rag("--set", "ingest.parse_seconds=3", "ingest", docs, "--json")
+    assert done.json["files"]["new"] + len(done.json["files"]["skipped"]) == 3
+    assert done.json["files"]["new"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ingest", ""], "a path is empty"),
+        (["ask", "why?", "--where", ""], "not JSON"),
+        (["--set", "generator.url=http://127.0.0.1:99999/v1", "config", "show"], ""),
+        (["ingest", "{docs}", "--metadata", "a=" + "[" * 50_000], "metadata 'a'"),
+        (["--data-dir", "~nobody-here/x", "config", "show"], "folder of the settings"),
+        (["ingest", "{docs}\x1b[31m"], "\ufffd"),
+    ],
+)
+def test_what_scripts_and_slips_give_is_told(
+    arguments: list[str], says: str, docs: Path, tmp_path: Path
+) -> None:
+    done = rag(*(a.replace("{docs}", str(docs)) for a in arguments), cwd=tmp_path)
+    assert "\x1b" not in done.out + done.err
+    if says:
+        assert says in done.error
+        assert done.status == 2
+
+
+def test_a_damaged_collection_is_told_and_can_be_deleted(docs: Path, tmp_path: Path) -> None:
+    assert rag("ingest", docs).status == 0
+    assert rag("ingest", docs, "--collection", "other").status == 0
+    (tmp_path / "data/faiss/other/chunks.sqlite3").write_bytes(b"damage" * 1000)
+    listed = rag("collections", "list", "--json")
+    assert [info["collection"] for info in listed.json] == ["default"]
+    assert "'other'" in listed.err
+    assert rag("collections", "delete", "other", "--yes").status == 0
+    assert not (tmp_path / "data/faiss/other").exists()

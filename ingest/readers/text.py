@@ -33,11 +33,14 @@ def decode(data: bytes) -> str:
     """
     encoding = byte_order_mark(data) or "utf-8"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
+        if "\x00" in text:  # UTF-16 without its mark, or no text at all
+            raise UnicodeDecodeError(encoding, data, data.find(b"\0"), 0, "NUL")
+        return text
     except UnicodeDecodeError as error:
         raise UnreadableFile(
             f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start})",
-            "convert it, for example with: iconv -f GB18030 -t UTF-8 (or -f WINDOWS-1252)",
+            "convert it, as with: iconv -f GB18030 -t UTF-8 (or -f WINDOWS-1252, -f UTF-16BE)",
         ) from error
 
 

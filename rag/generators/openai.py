@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -55,6 +56,9 @@ class OpenAIGenerator:
         }
         self._key = api_key.get_secret_value().strip() if api_key else ""
         self._timeout = timeout_s
+        limit = self._fields.get("max_tokens") or self._fields.get("max_completion_tokens")
+        # A piece has a token or more; a server that sends twice as many ignores the limit.
+        self._most = 2 * limit + 64 if limit else math.inf
         self._retries = retries
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
@@ -66,6 +70,8 @@ class OpenAIGenerator:
                         event = await anext(events, b"[END]")
                     if text := reading.text_of(event):
                         yield text
+                    if reading.pieces > self._most:
+                        raise ModelUnavailable(f"{self._url} does not stop", "look at its log")
         except TRANSPORT_ERRORS as error:
             # What comes after the finish reason is only the usage.
             if not reading.finish:
@@ -159,6 +165,7 @@ class _Reading:
         self.done = False  # nothing more is to be read
         self.whole = False  # the server said that this is all
         self.written = False
+        self.pieces = 0
         self.finish = ""
         self.usage = Usage()
 
@@ -179,6 +186,7 @@ class _Reading:
         self.finish = choice.finish_reason or self.finish
         text = (choice.delta and choice.delta.content) or ""
         self.written = self.written or bool(text.strip())
+        self.pieces += bool(text)
         return text
 
 

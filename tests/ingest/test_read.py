@@ -349,7 +349,7 @@ EXPECTED_FAILURES = {
     "ThuluthFeatures.pdf": GLYPHS,
     "bug1782186.pdf": PROTECTED,
     "empty#hash.pdf": NO_TEXT,
-    "empty.txt": NO_TEXT,
+    "fake-text-utf-16-be.txt": "is not UTF-8 text (byte 0)",
     "empty_protected.pdf": NO_TEXT,
     "fake-text-all-whitespace.txt": NO_TEXT,
     "issue15893_reduced.pdf": PROTECTED,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -83,7 +85,7 @@ def test_what_another_process_writes_is_found(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "stale", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "garbage", "stale", "foreign", "flipped"])
 def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
     backend = FaissBackend(data_dir=tmp_path)
     store = backend.create(SPEC)
@@ -97,6 +99,10 @@ def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
     store.close()
     if damage == "missing":
         index.unlink()
+    elif damage == "flipped":
+        data = bytearray(index.read_bytes())
+        data[200:600] = os.urandom(400)
+        index.write_bytes(data)
     elif damage == "foreign":
         faiss.write_index(faiss.IndexFlatL2(3), str(index))
     else:
@@ -107,6 +113,31 @@ def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
     assert found[0].chunk == library()[15]
     store.close()
     assert faiss.read_index(str(index)).ntotal == 29
+
+
+def test_an_index_of_a_later_table_is_not_used_with_a_restored_one(tmp_path: Path) -> None:
+    backend = FaissBackend(data_dir=tmp_path)
+    backend.create(SPEC).close()
+    shutil.copytree(tmp_path / FOLDER, tmp_path / "backup")
+    store = backend.open(SPEC.name)
+    store.upsert([chunk(0)], random_vectors(1, seed=1))
+    store.close()
+    shutil.copy(tmp_path / "backup" / "chunks.sqlite3", tmp_path / FOLDER)
+    store = backend.open(SPEC.name)
+    store.search(random_vectors(1), 1)
+    store.upsert([chunk(0)], random_vectors(1, seed=2))  # the same row number, another vector
+    assert store.search(random_vectors(1, seed=2), 1)[0][0].score == pytest.approx(1, abs=1e-5)
+    store.close()
+
+
+def test_a_damaged_collection_can_be_deleted(tmp_path: Path) -> None:
+    backend = FaissBackend(data_dir=tmp_path)
+    backend.create(SPEC).close()
+    (tmp_path / FOLDER / "chunks.sqlite3").write_bytes(b"")
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        backend.open(SPEC.name)
+    backend.drop(SPEC.name)
+    assert backend.collections() == []
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
@@ -149,4 +180,4 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     store.upsert(library(), random_vectors(30))
     store.close()
     names = {path.name for path in (tmp_path / FOLDER).iterdir()}
-    assert names <= {"chunks.sqlite3", "index.faiss", "write.lock"}
+    assert names <= {"chunks.sqlite3", "index.faiss", "index.json", "write.lock"}
