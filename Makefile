@@ -32,6 +32,7 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/ingestion.py
+	$(BIN)/python benchmarks/ingestion.py --unchanged 5000
 	$(BIN)/python benchmarks/latency.py
 
 clean:

@@ -39,7 +39,7 @@ class EmbedderSettings(_Section):
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     query_prefix: str | None = None
     document_prefix: str | None = None
     url: str = ""
