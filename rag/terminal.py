@@ -164,6 +164,8 @@ def progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         started = time.perf_counter()
 
         def line(now: Progress) -> None:
+            if not now.chunks:
+                return
             rate = now.files / max(time.perf_counter() - started, 1e-9)
             left = (now.of_files - now.files) / rate if rate else 0.0
             say(
