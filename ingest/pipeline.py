@@ -187,8 +187,12 @@ class _Run:
 
     def _chunks(self, paths: Sequence[Path]) -> Iterator[Chunk]:
         """The chunks of every readable file; of each document, the one at position 0 last."""
-        splitter: Splitter | None = None
-        results = read_all(paths, self._options.limits)
+        if not paths:
+            return
+        options = self._options
+        # First: a setting that it refuses must be told before processes are started for reading.
+        splitter = Splitter(self._embedder, options.tokens, options.overlap)
+        results = read_all(paths, options.limits)
         while True:
             with self._timed("read"):
                 path, result = next(results, (None, None))
@@ -198,8 +202,6 @@ class _Run:
                     self._skip(path, str(result), failed=True)
                     self._of_files -= 1
                     continue
-                options = self._options
-                splitter = splitter or Splitter(self._embedder, options.tokens, options.overlap)
                 read_digest, parsed = result
                 document = Document(
                     id=document_id(str(path)),

@@ -102,6 +102,29 @@ def matches(condition: Filter, fields: Mapping[str, Scalar]) -> bool:
             return name in fields and _holds(op, fields[name], value)
 
 
+def normal(condition: Filter) -> Filter:
+    """The same filter in negation normal form: Not stands only directly around a comparison.
+
+    For engines without negation, or where a missing field is neither true nor false: an adapter
+    writes `Not(Compare)` as "compares the other way, or the field is missing or of another kind".
+    """
+    match condition:
+        case And(parts):
+            return And(tuple(map(normal, parts)))
+        case Or(parts):
+            return Or(tuple(map(normal, parts)))
+        case Not(And(parts)):
+            return Or(tuple(normal(Not(part)) for part in parts))
+        case Not(Or(parts)):
+            return And(tuple(normal(Not(part)) for part in parts))
+        case Not(Not(part)):
+            return normal(part)
+        case Not(Compare(name, "exists", wanted)):
+            return Compare(name, "exists", not wanted)
+        case _:
+            return condition
+
+
 def kind(value: Scalar) -> Literal["bool", "text", "number"]:
     """The type of a value as filters see it; values of different kinds never compare."""
     if isinstance(value, bool):

@@ -93,6 +93,24 @@ class VectorStore(Protocol):
         """Free files, locks and connections. Idempotent."""
 
 
+class KeywordSearch(Protocol):
+    """What a store offers besides when its capabilities name "keyword_search"."""
+
+    def keyword_search(
+        self, texts: Sequence[str], k: int, where: Filter | None = None
+    ) -> list[list[Hit]]:
+        """The `k` best by BM25 of the chunks that match `where`, a list a text. Scores are > 0."""
+
+
+class HybridSearch(Protocol):
+    """What a store offers besides when its capabilities name "hybrid_search"."""
+
+    def hybrid_search(
+        self, vectors: Vectors, texts: Sequence[str], k: int, where: Filter | None = None
+    ) -> list[list[Hit]]:
+        """Vector and keyword search in one round trip, fused by reciprocal rank (k=60)."""
+
+
 class StoreBackend(Protocol):
     """A kind of store: makes, opens, lists and deletes collections. What the registry names."""
 
@@ -110,6 +128,15 @@ class StoreBackend(Protocol):
 
     def drop(self, name: str) -> None:
         """Delete a collection and all that it holds. Raises UnknownCollection."""
+
+    def replace(self, name: str, by: str) -> None:
+        """Let the collection `by` take the name `name`; what had it is dropped.
+
+        Raises UnknownCollection if there is no `by`.
+        """
+
+    def close(self) -> None:
+        """Free connections and locks. Idempotent; a closed backend connects again when used."""
 
 
 class Generator(Protocol):

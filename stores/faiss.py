@@ -24,7 +24,7 @@ from rag.filters import Filter
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
 from stores.ranking import rank, unit
-from stores.sqlite import FILE, ChunkTable, acquire, write_lock
+from stores.sqlite import FILE, ChunkTable, locked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -212,15 +212,22 @@ class FaissBackend:
 
     def drop(self, name: str) -> None:
         folder = self._existing(name)
-        lock = write_lock(folder)
-        acquire(lock, folder)
-        try:
+        with locked(folder):
             # Renamed first: no crash leaves half a collection.
             doomed = self._root / f".gone-{name}-{os.getpid()}"
             folder.rename(doomed)
             shutil.rmtree(doomed)
-        finally:
-            lock.release()
+
+    def replace(self, name: str, by: str) -> None:
+        check_name(name)
+        folder, new = self._root / name, self._existing(by)
+        with locked(new):
+            if folder.exists():
+                self.drop(name)
+            new.rename(folder)
+
+    def close(self) -> None:
+        """Nothing is held between the collections."""
 
     def _existing(self, name: str) -> Path:
         check_name(name)

@@ -6,7 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class MemoryStore:
 class MemoryBackend:
     """Collections of this process."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, *, data_dir: Path = Path()) -> None:
         self._stores: dict[str, MemoryStore] = {}
 
     def collections(self) -> list[str]:
@@ -134,3 +135,11 @@ class MemoryBackend:
     def drop(self, name: str) -> None:
         self.open(name)
         del self._stores[name]
+
+    def replace(self, name: str, by: str) -> None:
+        store = self.open(by)
+        store.spec = replace(store.spec, name=name)
+        self._stores[name] = self._stores.pop(by)
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rag.types import Vectors
+
+
+T = TypeVar("T")
+_NOISE = 1e-6  # of float32; scores that differ by less are ties
+
+
+def nearest(
+    fetch: Callable[[list[int], int], list[list[tuple[float, T]]]], queries: int, k: int, limit: int
+) -> list[list[tuple[float, T]]]:
+    """(score, item) of the k best for each query, and of all that tie with the last of them.
+
+    `fetch(rows, n)` gives the n best for those queries, best first; `limit` is the largest n that
+    the engine takes. One more than k is asked for, and more only while that one is a tie: so equal
+    scores can be ordered by id, at next to no cost where there are none.
+    """
+    rows, wanted = list(range(queries)), min(k + 1, limit)
+    found: dict[int, list[tuple[float, T]]] = {}
+    while rows:
+        found.update(zip(rows, fetch(rows, wanted), strict=True))
+        if wanted >= limit:
+            break
+        rows = [
+            row
+            for row in rows
+            if len(found[row]) >= wanted and found[row][k - 1][0] - found[row][-1][0] < _NOISE
+        ]
+        wanted = min(wanted * 4, limit)
+    return [found[row] for row in range(queries)]
 
 
 def rank(found: Iterable[tuple[float, Chunk]], k: int) -> list[Hit]:

@@ -70,6 +70,7 @@ class ChunkTable:
         try:
             values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
             embedder = values.pop("embedder")
+            values["name"] = folder.name  # it may have taken the place of another
             self.spec = CollectionSpec(
                 **values, embedder=Fingerprint(**embedder) if embedder else None
             )
@@ -300,6 +301,17 @@ def acquire(lock: FileLock, folder: Path) -> None:
                 f"collection {folder.name!r} is being written by another process",
                 "wait until it is done, then run this again",
             ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only writer of the collection inside. Raises StoreUnavailable."""
+    lock = write_lock(folder)
+    acquire(lock, folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -18,9 +18,24 @@ FOLDER = Path("faiss") / SPEC.name
 
 
 class TestFaiss(StoreContract):
-    @pytest.fixture
-    def open_backend(self, tmp_path: Path) -> OpenBackend:
-        return lambda: FaissBackend(data_dir=tmp_path)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tmp_path_factory.mktemp("faiss")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def open_backend(cls, folder: Path) -> OpenBackend:
+        return lambda: FaissBackend(data_dir=folder)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def program(cls, folder: Path) -> str:
+        return f"""
+from pathlib import Path
+from stores.faiss import FaissBackend
+backend = FaissBackend(data_dir=Path({str(folder)!r}))
+"""
 
 
 def run(code: str, data_dir: Path) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,8 @@ from stores.memory import MemoryBackend
 class TestMemory(StoreContract):
     persistent = False
 
-    @pytest.fixture
-    def open_backend(self) -> OpenBackend:
-        return MemoryBackend
+    @pytest.fixture(scope="class")
+    @classmethod
+    def open_backend(cls) -> OpenBackend:
+        backend = MemoryBackend()
+        return lambda: backend

@@ -1,0 +1,59 @@
+"""The filter language means the same in every store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rag.errors import UnsupportedFilter
+from rag.filters import And, Compare, Filter, Not, Or, matches, parse
+from rag.protocols import VectorStore
+from stores.contract.data import FILTERS, library, random_vectors
+from stores.contract.setting import ContractSetting
+
+
+class FilteringTests(ContractSetting):
+    """Applied exactly and before the k best are taken, or refused."""
+
+    @pytest.mark.parametrize("where", FILTERS, ids=str)
+    def test_filters_mean_what_the_language_says(
+        self, shelf: VectorStore, where: dict[str, Any]
+    ) -> None:
+        condition = parse(where)
+        query = random_vectors(1, seed=5)
+        if condition is not None and not self.text_ranges and has_text_range(condition):
+            for refused in (
+                lambda: shelf.search(query, 3, condition),
+                lambda: shelf.count(condition),
+            ):
+                with pytest.raises(UnsupportedFilter):
+                    refused()
+            pytest.xfail("the engine has no order of text: refused with UnsupportedFilter")
+        expected = {c.id for c in library() if condition is None or matches(condition, c.fields())}
+        found = shelf.search(query, 30, condition)[0]
+        assert {hit.chunk.id for hit in found} == expected
+        assert shelf.count(condition) == len(expected)
+
+    def test_a_selective_filter_still_gives_k(self, shelf: VectorStore) -> None:
+        condition = parse({"document_id": "d2"})
+        for hits in shelf.search(random_vectors(4, seed=6), 10, condition):
+            assert len(hits) == 10
+            assert {hit.chunk.document_id for hit in hits} == {"d2"}
+
+    def test_a_filter_with_many_values(self, shelf: VectorStore) -> None:
+        wanted = [f"/docs/{n}.txt" for n in range(2, 400)]
+        condition = parse({"source": {"$in": wanted}, "position": {"$nin": list(range(10, 200))}})
+        assert shelf.count(condition) == 3
+        assert len(shelf.search(random_vectors(1), 10, condition)[0]) == 3
+
+
+def has_text_range(condition: Filter) -> bool:
+    """Whether it asks for an order of text somewhere."""
+    match condition:
+        case And(parts) | Or(parts):
+            return any(map(has_text_range, parts))
+        case Not(part):
+            return has_text_range(part)
+        case Compare(_, op, value):
+            return op in ("gt", "gte", "lt", "lte") and isinstance(value, str)
