@@ -150,6 +150,10 @@ class ContextTooLong(ModelError):
     http_status = 422
 
 
+class RagWarning(UserWarning):
+    """What a person should know although it works: one line, shown without a trace."""
+
+
 EXIT_CODES = {
     0: "done",
     1: "some files failed (each is named), or an unexpected error",

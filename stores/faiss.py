@@ -1,57 +1,54 @@
 """The embedded default: FAISS searches, SQLite keeps.
 
-`chunks.sqlite3` is the truth; `index.faiss` is a cache of its vectors. The ids in the index are
-the rows' `seq`, so comparing the two sets says what to add and remove after any crash.
-No pickle anywhere: loading a foreign folder runs none of its code.
+`chunks.sqlite3` is the truth; `stores.faiss_view` keeps an index of its vectors beside it. No
+pickle anywhere: loading a foreign folder runs none of its code.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import faiss
-import numpy as np
 
-from rag.errors import StoreUnavailable
 from rag.filters import Filter
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
-from stores.ranking import rank, unit
+from stores.faiss_gpu import check_device
+from stores.faiss_index import IndexOptions, VectorIndex
+from stores.faiss_view import View, Views, members
+from stores.ranking import nearest, rank, scores
 from stores.sqlite import FILE, ChunkTable, locked
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from rag.types import Vectors
+    from stores.faiss_index import Numbers
 
-_BATCH = 10_000
-_SPARE = 16  # how many more than k are fetched, so that ties at the k-th place are ordered by id
+_RESCORED = 8  # times k: so many of a lossy index are compared again by their true vectors
+
+Pairs = list[tuple[float, int]]
 
 
 class FaissStore:
     """One collection in a folder of its own."""
 
-    def __init__(self, table: ChunkTable) -> None:
+    def __init__(self, table: ChunkTable, options: IndexOptions, device: str) -> None:
         self._table = table
         self.spec = table.spec
-        self._path = table.folder / "index.faiss"
-        self._stamp = table.folder / "index.json"
-        self._lock = threading.RLock()
-        self._index: Any = None
-        self._generation = -1
+        self._views = Views(table, options, device)
         self._wrote = False
 
     def describe(self) -> StoreInfo:
-        spec = self.spec
+        spec, main = self.spec, self._views.current().main
+        kind = main.kind if main else "Flat"
         return StoreInfo(
-            "faiss", spec.name, spec.dim, spec.metric, "Flat", spec.embedder, self.count()
+            "faiss", spec.name, spec.dim, spec.metric, kind, spec.embedder, self.count()
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -72,17 +69,18 @@ class FaissStore:
         return self._table.get(ids)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
-        queries = check_vectors(vectors, self.spec.dim)
-        if self.spec.metric == "cosine":
-            queries = unit(queries)
+        queries = self._views.comparable(check_vectors(vectors, self.spec.dim))
+        if k < 1:
+            return [[] for _ in queries]
         while True:
             generation = self._table.generation
-            found = self._nearest(queries, k, where)
-            chunks = self._table.chunks(sorted({seq for row in found for seq, _ in row}))
-            whole = all(seq in chunks for row in found for seq, _ in row)
-            # A chunk that went between the two steps would leave fewer than k: look again.
+            wanted = None if where is None else self._table.seqs(where)
+            found = self._nearest(self._views.current(), queries, k, wanted)
+            chunks = self._table.chunks(sorted({seq for row in found for _, seq in row}))
+            whole = all(seq in chunks for row in found for _, seq in row)
+            # A chunk that went between the steps would leave fewer than k: look again.
             if whole or generation == self._table.generation:
-                return [rank(((s, chunks[q]) for q, s in row if q in chunks), k) for row in found]
+                return [rank(((s, chunks[q]) for s, q in row if q in chunks), k) for row in found]
 
     def documents(self) -> Iterator[DocumentRecord]:
         return self._table.documents()
@@ -96,107 +94,81 @@ class FaissStore:
     def close(self) -> None:
         if self._wrote:
             self._wrote = False
-            with self._lock:
-                self._synchronise()
+            self._views.current(patient=False)
         self._table.close()
 
-    def _nearest(
-        self, queries: Vectors, k: int, where: Filter | None
-    ) -> list[list[tuple[int, float]]]:
-        """(seq, score) of the k best for each query, and of all that tie with the last."""
-        parameters, matching = None, self._table.seqs(where) if where is not None else None
-        with self._lock:
-            index = self._synchronise()
-            total = index.ntotal if matching is None else len(matching)
-            if total == 0 or k < 1 or len(queries) == 0:
-                return [[] for _ in queries]
-            if matching is not None:
-                selector = faiss.IDSelectorBatch(matching)
-                parameters = faiss.SearchParameters()
-                parameters.sel = selector
-            fetch = min(k + _SPARE, total)
-            while True:
-                scores, seqs = index.search(queries, fetch, params=parameters)
-                if self.spec.metric == "l2":
-                    scores = -scores
-                tie = scores[:, min(k, fetch) - 1] - scores[:, -1] < 1e-6
-                if fetch == total or not tie.any():
-                    break
-                fetch = min(fetch * 4, total)
-        return [
-            [(seq, score) for seq, score in zip(*pair, strict=True) if seq >= 0]
-            for pair in zip(seqs.tolist(), scores.tolist(), strict=True)
-        ]
+    def _nearest(self, view: View, queries: Vectors, k: int, wanted: Numbers | None) -> list[Pairs]:
+        """(score, seq) of the k best for each query, and of all that tie with the last."""
+        main, among, tail, tail_vectors = view.main, view.alive, view.tail, view.tail_vectors
+        if wanted is not None:
+            rows = members(tail, wanted)
+            tail, tail_vectors = tail[rows], tail_vectors[rows]
+            among = None if main is None else members(main.numbers, wanted)
+        total = len(tail)
+        if main is not None:
+            total += len(main.numbers) if among is None else int(among.sum())
 
-    def _synchronise(self) -> Any:
-        """The index, made equal to the table; saved when that changed it."""
-        generation = self._table.generation
-        if self._index is None:
-            self._index = self._load()
-        if generation != self._generation:
-            present = faiss.vector_to_array(self._index.id_map)
-            wanted = self._table.seqs()
-            gone = np.setdiff1d(present, wanted)
-            new = np.setdiff1d(wanted, present)
-            if len(gone):
-                self._index.remove_ids(faiss.IDSelectorBatch(gone))
-            for start in range(0, len(new), _BATCH):
-                self._add(*self._table.vectors(new[start : start + _BATCH]))
-            if len(gone) or len(new):
-                self._save(generation)
-            self._generation = generation
-        return self._index
+        def fetch(rows: list[int], n: int) -> list[Pairs]:
+            some = queries if len(rows) == len(queries) else queries[rows]
+            near = self._in_main(main, some, n, among) if main is not None else None
+            last = self._in_tail(tail, tail_vectors, some, n) if len(tail) else None
+            if near is None or last is None:
+                return near or last or [[] for _ in rows]
+            return [sorted(a + b, reverse=True)[:n] for a, b in zip(near, last, strict=True)]
 
-    def _add(self, seqs: NDArray[np.int64], vectors: Vectors) -> None:
-        if len(seqs):
-            self._index.add_with_ids(
-                unit(vectors) if self.spec.metric == "cosine" else vectors, seqs
-            )
+        return nearest(fetch, len(queries), k, max(total, 1))
 
-    def _load(self) -> Any:
-        metric = faiss.METRIC_L2 if self.spec.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        index = faiss.read_index(str(self._path)) if self._is_sound() else None
-        if (
-            isinstance(index, faiss.IndexIDMap2)
-            and index.d == self.spec.dim
-            and index.metric_type == metric
-        ):
-            return index
-        return faiss.IndexIDMap2(faiss.IndexFlat(self.spec.dim, metric))
+    def _in_main(
+        self, main: VectorIndex, queries: Vectors, n: int, among: NDArray[np.bool_] | None
+    ) -> list[Pairs]:
+        if not main.lossy:
+            return _pairs(*main.search(queries, n, among))
+        _, rows = main.search(queries, n * _RESCORED, among)
+        found = []
+        for query, row in zip(queries, rows, strict=True):
+            seqs, vectors = self._table.vectors(row[row >= 0])
+            true = scores(query[None], vectors, self.spec.metric)
+            found.append(sorted(_pairs(true, seqs[None])[0], reverse=True)[:n])
+        return found
 
-    def _is_sound(self) -> bool:
-        """Whether the file is the one that was saved, and of this table and not of a later one.
+    def _in_tail(self, tail: Numbers, vectors: Vectors, queries: Vectors, n: int) -> list[Pairs]:
+        l2 = self.spec.metric == "l2"
+        measure = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
+        found, rows = faiss.knn(queries, vectors, min(n, len(tail)), metric=measure)
+        return _pairs(-found if l2 else found, tail[rows])
 
-        A table restored from a backup gives out numbers again that an index may know already.
-        """
-        try:
-            stamp = json.loads(self._stamp.read_text("utf-8"))
-            with self._path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            return bool(found == stamp["sha256"] and stamp["generation"] <= self._table.generation)
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
 
-    def _save(self, generation: int) -> None:
-        """Replace the index file atomically. Failing costs only time at the next open."""
-        part = self._path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with self._table.exclusive():
-                faiss.write_index(self._index, str(part))
-                with part.open("rb") as file:
-                    saved = hashlib.file_digest(file, "sha256").hexdigest()
-                part.replace(self._path)
-                part.write_text(json.dumps({"sha256": saved, "generation": generation}))
-                part.replace(self._stamp)
-        except (StoreUnavailable, RuntimeError, OSError):
-            part.unlink(missing_ok=True)
+def _pairs(found: NDArray[np.floating], seqs: Numbers) -> list[Pairs]:
+    return [
+        [(score, seq) for score, seq in zip(*row, strict=True) if seq >= 0]
+        for row in zip(found.tolist(), seqs.tolist(), strict=True)
+    ]
 
 
 class FaissBackend:
     """Collections as folders under `data_dir`/faiss."""
 
-    def __init__(self, *, data_dir: Path, **_: Any) -> None:
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        index: str = "auto",
+        M: int = 32,
+        ef_construction: int = 200,
+        ef_search: int = 64,
+        nlist: int = 0,
+        nprobe: int = 16,
+        m: int = 0,
+        device: str = "auto",
+    ) -> None:
+        """`index` is auto, Flat, HNSW, IVF_FLAT, IVF_PQ or SQ8; `device` auto, cpu, gpu:0 or all.
+
+        The others are FAISS' own names: see `stores.faiss_index.IndexOptions`.
+        """
         self._root = data_dir / "faiss"
+        self._options = IndexOptions(index, M, ef_construction, ef_search, nlist, nprobe, m)
+        self._device = device
+        check_device(device)
 
     def collections(self) -> list[str]:
         return sorted(path.parent.name for path in self._root.glob(f"[a-z0-9]*/{FILE}"))
@@ -205,10 +177,10 @@ class FaissBackend:
         check_name(spec.name)
         table = ChunkTable.create(self._root / spec.name, spec)
         check_same(spec, table.spec)
-        return FaissStore(table)
+        return FaissStore(table, self._options, self._device)
 
     def open(self, name: str) -> FaissStore:
-        return FaissStore(ChunkTable(self._existing(name)))
+        return FaissStore(ChunkTable(self._existing(name)), self._options, self._device)
 
     def drop(self, name: str) -> None:
         folder = self._existing(name)

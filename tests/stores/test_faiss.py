@@ -5,19 +5,34 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
+import numpy as np
 import pytest
 
-from rag.errors import StoreUnavailable
-from stores.contract import SPEC, OpenBackend, StoreContract, chunk, library, random_vectors
-from stores.faiss import FaissBackend
+from rag.errors import ConfigError, RagWarning, StoreUnavailable
+from rag.filters import parse
+from rag.types import CollectionSpec
+from stores.contract import (
+    SPEC,
+    OpenBackend,
+    StoreContract,
+    chunk,
+    clustered_vectors,
+    library,
+    random_vectors,
+)
+from stores.faiss import FaissBackend, FaissStore
 
 FOLDER = Path("faiss") / SPEC.name
 
 
 class TestFaiss(StoreContract):
+    index = "auto"
+
     @pytest.fixture(scope="class")
     @classmethod
     def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,7 +41,7 @@ class TestFaiss(StoreContract):
     @pytest.fixture(scope="class")
     @classmethod
     def open_backend(cls, folder: Path) -> OpenBackend:
-        return lambda: FaissBackend(data_dir=folder)
+        return lambda: FaissBackend(data_dir=folder, index=cls.index)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -34,8 +49,47 @@ class TestFaiss(StoreContract):
         return f"""
 from pathlib import Path
 from stores.faiss import FaissBackend
-backend = FaissBackend(data_dir=Path({str(folder)!r}))
+backend = FaissBackend(data_dir=Path({str(folder)!r}), index={cls.index!r})
 """
+
+
+class Indexed(TestFaiss):
+    """The contract on an index: without its threshold, small collections would not have one."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def at_once(cls) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stores.faiss_view._TAIL", 0)
+            patch.setattr("stores.faiss_index._LEAST", {"IVF_FLAT": 80, "IVF_PQ": 9984})
+            yield
+
+    def test_the_index_is_the_one_that_was_asked_for(
+        self, backend: FaissBackend, spec: CollectionSpec
+    ) -> None:
+        store = backend.create(spec)
+        store.upsert([chunk(n) for n in range(200)], random_vectors(200))
+        assert store.describe().index == self.index
+        store.close()
+
+
+class TestFaissFlat(Indexed):
+    index = "Flat"
+
+
+class TestFaissHNSW(Indexed):
+    index = "HNSW"
+    exact = False
+
+
+class TestFaissIVF(Indexed):
+    index = "IVF_FLAT"
+    exact = False
+
+
+class TestFaissSQ8(Indexed):
+    index = "SQ8"
+    exact = False
 
 
 def run(code: str, data_dir: Path) -> subprocess.CompletedProcess[str]:
@@ -51,27 +105,6 @@ def run(code: str, data_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
     )
-
-
-def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    done = run(
-        """
-        store.upsert(library()[:20], random_vectors(30)[:20])
-        store.search(random_vectors(1), 1)
-        store.upsert(library()[20:], random_vectors(30)[20:])
-        store.delete(document_ids=["d1"])
-        os.kill(os.getpid(), signal.SIGKILL)
-        """,
-        tmp_path,
-    )
-    assert done.returncode == -9, done.stderr
-    store = FaissBackend(data_dir=tmp_path).open(SPEC.name)
-    assert store.count() == 20
-    found = store.search(random_vectors(30)[:1], 30)[0]
-    assert {hit.chunk.id for hit in found} == {c.id for c in library() if c.document_id != "d1"}
-    assert found[0].chunk == library()[0]
-    store.upsert([chunk(50)], random_vectors(1))  # the dead writer's lock is gone
-    store.close()
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
@@ -90,30 +123,135 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
     assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path).returncode == 0
 
 
-def test_what_another_process_writes_is_found(tmp_path: Path) -> None:
-    store = FaissBackend(data_dir=tmp_path).create(SPEC)
-    assert store.search(random_vectors(1), 3) == [[]]
-    run("store.upsert(library(), random_vectors(30)); store.close()", tmp_path)
-    assert store.search(random_vectors(30)[4:5], 1)[0][0].chunk == library()[4]
-    run("store.delete(ids=[library()[4].id]); store.close()", tmp_path)
-    assert store.search(random_vectors(30)[4:5], 1)[0][0].chunk != library()[4]
+MANY = 12_000
+
+
+def filled(folder: Path, index: str = "auto", count: int = MANY, **options: Any) -> FaissStore:
+    """A collection of `count` clustered vectors of 32 dimensions; 1 % of the chunks are rare."""
+    backend = FaissBackend(data_dir=folder, index=index, **options)
+    store = backend.create(CollectionSpec(SPEC.name, 32))
+    chunks = [chunk(n, document=n // 100, rare=n % 100 == 7) for n in range(count)]
+    store.upsert(chunks, clustered_vectors(count, 32))
+    return store
+
+
+def recall(store: FaissStore, gone: range = range(0)) -> float:
+    """recall@10 of 100 queries, against exact search over what is not gone."""
+    queries, vectors = clustered_vectors(100, 32, draw=1), clustered_vectors(MANY, 32)
+    exact = queries @ vectors.T
+    exact[:, gone] = -2
+    best = np.argsort(-exact, axis=1)[:, :10]
+    found = store.search(queries, 10)
+    for hits, row in zip(found, exact, strict=True):
+        assert [h.score for h in hits] == pytest.approx(
+            [row[h.chunk.position] for h in hits], abs=1e-4
+        )
+    return float(
+        np.mean(
+            [
+                len({hit.chunk.position for hit in hits} & set(row)) / 10
+                for hits, row in zip(found, best.tolist(), strict=True)
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("index", ["Flat", "HNSW", "IVF_FLAT", "IVF_PQ", "SQ8"])
+def test_every_index_finds_the_nearest_with_true_scores(tmp_path: Path, index: str) -> None:
+    store = filled(tmp_path, index)
+    store.close()
+    store = FaissBackend(data_dir=tmp_path, index=index).open(SPEC.name)
+    assert store.describe().index == index
+    assert recall(store) >= (1.0 if index == "Flat" else 0.95)
+    rare = parse({"rare": True})
+    for hits in store.search(clustered_vectors(50, 32, draw=2), 20, rare):
+        assert len(hits) == 20
+        assert all(hit.chunk.metadata["rare"] for hit in hits)
+    half = parse({"position": {"$gte": MANY // 2}})
+    assert {len(hits) for hits in store.search(clustered_vectors(50, 32, draw=3), 50, half)} == {50}
+    assert store.delete(where=parse({"position": {"$lt": 500}})) == 500
+    assert recall(store, range(500)) >= (1.0 if index == "Flat" else 0.95)
     store.close()
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "stale", "foreign", "flipped"])
+def saved(folder: Path) -> Any:
+    return faiss.read_index(str(folder / FOLDER / "index.faiss"))
+
+
+def test_deletions_beyond_a_share_make_the_index_anew(tmp_path: Path) -> None:
+    store = filled(tmp_path, "HNSW")
+    store.close()
+    for gone, kept in ((1_000, MANY), (6_000, MANY - 6_000)):
+        store = FaissBackend(data_dir=tmp_path, index="HNSW").open(SPEC.name)
+        store.delete(where=parse({"position": {"$lt": gone}}))
+        store.close()
+        assert saved(tmp_path).ntotal == kept
+        assert recall(store_at(tmp_path, "HNSW"), range(gone)) >= 0.95
+
+
+def store_at(folder: Path, index: str = "auto") -> FaissStore:
+    return FaissBackend(data_dir=folder, index=index).open(SPEC.name)
+
+
+def test_lists_are_trained_again_when_the_collection_has_grown(tmp_path: Path) -> None:
+    filled(tmp_path, "IVF_FLAT", count=3_000).close()
+    few = saved(tmp_path)
+    filled(tmp_path, "IVF_FLAT").close()
+    many = saved(tmp_path)
+    assert faiss.downcast_index(many.index).nlist > 1.9 * faiss.downcast_index(few.index).nlist
+    assert many.ntotal == MANY
+    assert recall(store_at(tmp_path, "IVF_FLAT")) >= 0.95
+
+
+def test_an_index_that_cannot_be_trained_yet_is_flat(tmp_path: Path) -> None:
+    filled(tmp_path, "IVF_PQ", count=3_000).close()
+    store = store_at(tmp_path, "IVF_PQ")
+    assert store.describe().index == "Flat"
+    assert len(store.search(clustered_vectors(2, 32), 10)[1]) == 10
+    store.close()
+
+
+def test_auto_chooses_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.faiss_index._FLAT_UP_TO", 5_000)
+    filled(tmp_path, count=4_000).close()
+    assert store_at(tmp_path).describe().index == "Flat"
+    filled(tmp_path).close()
+    assert store_at(tmp_path).describe().index == "HNSW"
+
+
+def test_a_few_new_chunks_are_searched_without_writing_the_index(tmp_path: Path) -> None:
+    filled(tmp_path, "HNSW").close()
+    before = (tmp_path / FOLDER / "index.faiss").stat()
+    store = store_at(tmp_path, "HNSW")
+    new = clustered_vectors(1, 32, draw=9)
+    store.upsert([chunk(0, document=999, text="new")], new)
+    store.close()
+    store = store_at(tmp_path, "HNSW")
+    assert store.search(new, 3)[0][0].chunk.text == "new"
+    assert store.search(new, 3, parse({"document_id": "d999"}))[0][0].chunk.text == "new"
+    store.close()
+    assert (tmp_path / FOLDER / "index.faiss").stat() == before
+
+
+def test_other_build_settings_make_the_index_anew(tmp_path: Path) -> None:
+    filled(tmp_path, "HNSW", M=8).close()
+    filled(tmp_path, "HNSW", M=16).close()
+    outer = saved(tmp_path)
+    assert faiss.downcast_index(outer.index).hnsw.nb_neighbors(1) == 16
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "stale", "foreign", "flipped", "touched"])
 def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
-    backend = FaissBackend(data_dir=tmp_path)
-    store = backend.create(SPEC)
-    store.upsert(library()[:10], random_vectors(30)[:10])
-    store.close()
+    filled(tmp_path, count=3_000).close()
     index = tmp_path / FOLDER / "index.faiss"
     old = index.read_bytes()
-    store = backend.open(SPEC.name)
-    store.upsert(library()[10:], random_vectors(30)[10:])
-    store.delete(ids=[library()[0].id])
+    store = filled(tmp_path, count=6_000)
+    store.delete(ids=[chunk(0).id])
     store.close()
     if damage == "missing":
         index.unlink()
+    elif damage == "touched":
+        index.touch()
     elif damage == "flipped":
         data = bytearray(index.read_bytes())
         data[200:600] = os.urandom(400)
@@ -122,27 +260,56 @@ def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
         faiss.write_index(faiss.IndexFlatL2(3), str(index))
     else:
         index.write_bytes(old if damage == "stale" else b"not an index")
-    store = backend.open(SPEC.name)
-    found = store.search(random_vectors(30)[15:16], 30)[0]
-    assert len(found) == 29
-    assert found[0].chunk == library()[15]
+    store = store_at(tmp_path)
+    found = store.search(clustered_vectors(6_000, 32)[3_500:3_501], 6_000)[0]
+    assert len(found) == 5_999
+    assert found[0].chunk.position == 3_500
+    store.upsert([chunk(0)], clustered_vectors(1, 32))
     store.close()
-    assert faiss.read_index(str(index)).ntotal == 29
+    assert len(store_at(tmp_path).search(clustered_vectors(1, 32), 6_001)[0]) == 6_000
 
 
 def test_an_index_of_a_later_table_is_not_used_with_a_restored_one(tmp_path: Path) -> None:
-    backend = FaissBackend(data_dir=tmp_path)
-    backend.create(SPEC).close()
+    store = filled(tmp_path, count=100)
+    store.close()
     shutil.copytree(tmp_path / FOLDER, tmp_path / "backup")
-    store = backend.open(SPEC.name)
-    store.upsert([chunk(0)], random_vectors(1, seed=1))
-    store.close()
+    filled(tmp_path, count=3_000).close()
     shutil.copy(tmp_path / "backup" / "chunks.sqlite3", tmp_path / FOLDER)
-    store = backend.open(SPEC.name)
-    store.search(random_vectors(1), 1)
-    store.upsert([chunk(0)], random_vectors(1, seed=2))  # the same row number, another vector
-    assert store.search(random_vectors(1, seed=2), 1)[0][0].score == pytest.approx(1, abs=1e-5)
+    store = store_at(tmp_path)
+    other = clustered_vectors(3_000, 32, draw=5)  # the same row numbers, other vectors
+    for start in range(0, 3_000, 100):
+        store.upsert([chunk(n) for n in range(start, start + 100)], other[start : start + 100])
+    assert store.search(other[2_999:], 1)[0][0].score == pytest.approx(1, abs=1e-5)
     store.close()
+    assert store_at(tmp_path).search(other[2_999:], 1)[0][0].score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("device", ["gpu:0", "all"])
+def test_without_a_gpu_the_cpu_searches_and_says_so(tmp_path: Path, device: str) -> None:
+    filled(tmp_path, "Flat", device="cpu").close()
+    store = FaissBackend(data_dir=tmp_path, index="Flat", device=device).open(SPEC.name)
+    with pytest.warns(RagWarning, match="searching on the CPU"):
+        assert recall(store) == 1.0
+    store.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["auto", "gpu:0", "all"])
+@pytest.mark.parametrize("index", ["Flat", "IVF_FLAT", "IVF_PQ"])
+def test_on_a_gpu_the_same_is_found(tmp_path: Path, index: str, device: str) -> None:
+    filled(tmp_path, index, device=device).close()
+    store = FaissBackend(data_dir=tmp_path, index=index, device=device).open(SPEC.name)
+    assert recall(store) >= (0.999 if index == "Flat" else 0.95)
+    store.delete(document_ids=["d0"])
+    assert recall(store, range(100)) >= (0.999 if index == "Flat" else 0.95)
+    store.close()
+    assert type(saved(tmp_path)).__name__ == "IndexIDMap"
+
+
+@pytest.mark.parametrize("options", [{"index": "HNSW32"}, {"device": "cuda"}, {"device": "gpu"}])
+def test_a_wrong_setting_names_the_right_ones(tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"stores\.faiss\.\w+ is .*use one of: auto, "):
+        FaissBackend(data_dir=tmp_path, **options)
 
 
 def test_a_damaged_collection_can_be_deleted(tmp_path: Path) -> None:
