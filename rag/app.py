@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins
-from rag.errors import StoreError, UnknownCollection, UnknownDocument
+from rag.errors import InputError, StoreError, UnknownCollection, UnknownDocument
 from rag.types import Answer, CollectionSpec, DocumentRecord, Hit, Scalar, StoreInfo
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from rag.filters import Filter
     from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
     from rag.settings import Settings
+    from stores.copy import CopyReport
 
 
 class App:
@@ -27,15 +27,26 @@ class App:
         """`say` gets a line when something slow happens that nobody asked for."""
         self.settings = settings
         self._say = say
+        self._backends: dict[str, StoreBackend] = {}
 
-    @cached_property
+    @property
     def backend(self) -> StoreBackend:
         """The kind of store that the settings name."""
-        settings = self.settings
-        backend: StoreBackend = plugins.load("store", settings.store)(
-            data_dir=settings.data_dir, **settings.stores.get(settings.store, {})
-        )
-        return backend
+        return self.backend_of(self.settings.store)
+
+    def backend_of(self, kind: str) -> StoreBackend:
+        """A kind of store, with its settings from `[stores.KIND]`; connected once."""
+        if kind not in self._backends:
+            given = self.settings.stores.get(kind, {})
+            make = plugins.load("store", kind)
+            options = plugins.options(make, f"stores.{kind}", given, leave_out=("data_dir",))
+            self._backends[kind] = make(data_dir=self.settings.data_dir, **options)
+        return self._backends[kind]
+
+    def close(self) -> None:
+        """Free what the backends hold. The application may be used again."""
+        for backend in self._backends.values():
+            backend.close()
 
     @contextmanager
     def store(self) -> Iterator[VectorStore]:
@@ -46,8 +57,10 @@ class App:
         finally:
             store.close()
 
-    def embedder(self, info: StoreInfo | None = None) -> Embedder:
+    def embedder(self, info: StoreInfo | None = None, model: str = "") -> Embedder:
         """The embedder of the settings; for a collection, checked against its fingerprint.
+
+        `model` stands in for the model of the settings.
 
         Precision "auto" is the collection's, so that a collection can move between machines.
         Raises EmbedderMismatch.
@@ -55,6 +68,7 @@ class App:
         settings = self.settings.embedder
         live = info.embedder if info else None
         values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        values["model"] = model or settings.model
         if live and settings.precision == "auto" and live.precision in ("float32", "bfloat16"):
             values["precision"] = live.precision
         embedder: Embedder = plugins.load("embedder", settings.kind)(
@@ -101,9 +115,10 @@ class App:
             store = None
         embedder = self.embedder(store.describe() if store else None)
         if store is None and not dry_run:
-            fingerprint = embedder.fingerprint
+            made_by = embedder.fingerprint
+            metric = self.settings.metric
             store = self.backend.create(
-                CollectionSpec(self.settings.collection, fingerprint.dim, embedder=fingerprint)
+                CollectionSpec(self.settings.collection, made_by.dim, metric, embedder=made_by)
             )
         try:
             return ingest(paths, store=store, embedder=embedder, options=options, progress=progress)
@@ -143,6 +158,53 @@ class App:
                 context_tokens=self.settings.generator.context_tokens,
                 answer_tokens=self.settings.generator.max_tokens,
             )
+
+    def copy(
+        self,
+        name: str,
+        to: str,
+        from_store: str,
+        to_store: str,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> CopyReport:
+        """Copy a collection into another store, or under another name. See `stores.copy`."""
+        from stores.copy import copy
+
+        if (name, from_store) == (to, to_store):
+            raise InputError("a collection cannot be copied onto itself", "name another")
+        with closing(self.backend_of(from_store).open(name)) as source:
+            info = source.describe()
+            spec = CollectionSpec(to, info.dim, info.metric, info.embedder)
+            with closing(self.backend_of(to_store).create(spec)) as target:
+                return copy(source, target, lambda done: progress(done, info.count))
+
+    def reembed(
+        self,
+        name: str,
+        model: str,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> int:
+        """Give a collection the vectors of another model; returns how many chunks were embedded.
+
+        It is searched as it was until the new vectors are whole. See `ingest.reembed`.
+        """
+        from ingest.reembed import reembed
+
+        backend, shadow_name = self.backend, f"{name[:55]}--next"
+        with closing(backend.open(name)) as source:
+            info = source.describe()
+            embedder = self.embedder(model=model)
+            made_by = embedder.fingerprint
+            spec = CollectionSpec(shadow_name, made_by.dim, info.metric, made_by)
+            try:
+                shadow = backend.create(spec)
+            except StoreError:  # what an earlier run left has other vectors
+                backend.drop(shadow_name)
+                shadow = backend.create(spec)
+            with closing(shadow):
+                embedded = reembed(source, shadow, embedder, progress)
+        backend.replace(name, by=shadow_name)
+        return embedded
 
     def collections(self) -> list[StoreInfo]:
         """What every collection of the store says of itself; of a damaged one, a line is said."""

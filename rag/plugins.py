@@ -6,7 +6,9 @@ Third parties add theirs through entry points in the groups `rag.stores`, `rag.e
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
-from rag.errors import MissingExtra, UnknownPlugin
+from rag.errors import ConfigError, MissingExtra, UnknownPlugin
 
 Kind: TypeAlias = Literal["store", "embedder", "generator", "reader"]
 
@@ -27,6 +29,11 @@ class Plugin:
     requires: tuple[str, ...] = ()
     extra: str = ""
 
+    @property
+    def command(self) -> str:
+        """What to run to have it."""
+        return f"pip install 'ragline[{self.extra}]'"
+
 
 _MARKDOWN = Plugin("ingest.readers.markdown:read")
 _HTML = Plugin("ingest.readers.html:read")
@@ -34,8 +41,11 @@ _TEXT = Plugin("ingest.readers.text:read")
 
 BUILT_IN: dict[Kind, dict[str, Plugin]] = {
     "store": {
+        "chroma": Plugin("stores.chroma:ChromaBackend", ("chromadb",), "chroma"),
         "faiss": Plugin("stores.faiss:FaissBackend", ("faiss",), "faiss"),
         "memory": Plugin("stores.memory:MemoryBackend"),
+        "milvus": Plugin("stores.milvus:MilvusBackend", ("pymilvus",), "milvus"),
+        "pinecone": Plugin("stores.pinecone:PineconeBackend", ("pinecone",), "pinecone"),
     },
     "embedder": {
         "openai": Plugin("rag.embedders.openai:OpenAIEmbedder", ("openai",), "openai"),
@@ -86,10 +96,53 @@ def load(kind: Kind, name: str) -> Any:
     if missing:
         raise MissingExtra(
             f"the {kind} {name!r} needs {' and '.join(missing)}",
-            f"install it with: pip install 'ragline[{plugin.extra}]'",
+            f"install it with: {plugin.command}",
         )
     module, _, attribute = plugin.target.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def options(
+    make: Callable[..., Any], section: str, given: Mapping[str, Any], leave_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The settings of a plug-in, checked against the annotations of what makes it.
+
+    Text is converted where it came from the environment. Raises ConfigError, naming the setting.
+    """
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    signature = inspect.signature(make, eval_str=True)
+    fields: dict[str, Any] = {}
+    extra: Literal["allow", "forbid"] = "forbid"
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif name not in leave_out:
+            needed = parameter.default is parameter.empty
+            fields[name] = (parameter.annotation, ... if needed else parameter.default)
+    config = ConfigDict(extra=extra, protected_namespaces=())
+    model = create_model("Options", __config__=config, **fields)
+    try:
+        return {name: value for name, value in model(**given) if name in given}
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([section, *map(str, first["loc"])])
+        known = ", ".join(sorted(fields))
+        wrong = (
+            "is no setting" if first["type"] == "extra_forbidden" else f"is wrong ({first['msg']})"
+        )
+        raise ConfigError(f"{name} {wrong}", f"settings of {section} are: {known}") from error
+
+
+def versions(plugin: Plugin) -> dict[str, str]:
+    """The version of each package that the plug-in needs; empty text for one that is missing."""
+    from importlib.metadata import packages_distributions, version
+
+    known = packages_distributions() if plugin.requires else {}
+    return {
+        package: version(known[package][0]) if find_spec(package) and package in known else ""
+        for package in plugin.requires
+    }
 
 
 def _entry_points(kind: Kind) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rag.types import (
+    BackendInfo,
     Chunk,
     CollectionSpec,
     DocumentRecord,
@@ -113,6 +114,9 @@ class HybridSearch(Protocol):
 
 class StoreBackend(Protocol):
     """A kind of store: makes, opens, lists and deletes collections. What the registry names."""
+
+    def check(self) -> BackendInfo:
+        """Connect, and say to what. Raises StoreUnavailable."""
 
     def collections(self) -> list[str]:
         """The names of the collections, sorted."""

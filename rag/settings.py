@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     models_dir: Path = Path()
     store: str = "faiss"
     collection: str = "default"
+    metric: Literal["cosine", "ip", "l2"] = "cosine"
     embedder: EmbedderSettings = EmbedderSettings()
     generator: GeneratorSettings = GeneratorSettings()
     ingest: IngestSettings = IngestSettings()

@@ -177,6 +177,30 @@ def progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
+def chunk_progress(done_word: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """What to tell (done, of) chunks to: a bar on a terminal, otherwise a line a few seconds."""
+    if quiet:
+        yield lambda _done, _of: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(done_word, total=None)
+            yield lambda done, of: bar.update(task, completed=done, total=of)
+    else:
+        told = time.perf_counter()
+
+        def line(done: int, of: int) -> None:
+            nonlocal told
+            if done == of or time.perf_counter() - told > 5:
+                told = time.perf_counter()
+                say(f"{done} of {of} chunks {done_word}")
+
+        yield line
+
+
+@contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich import progress as bars
     from rich.console import Console

@@ -130,6 +130,18 @@ class StoreInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a kind of store says of itself once it is connected.
+
+    `location` is a folder or an address, `version` that of the engine or server behind it.
+    """
+
+    location: str
+    version: str
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n]."""
 

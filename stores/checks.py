@@ -99,7 +99,7 @@ def check_embedder(collection: str, *, asked: Fingerprint, live: Fingerprint) ->
     raise EmbedderMismatch(
         f"collection {collection!r} was made with another embedder: "
         + ", ".join(f"{n} {theirs[n]!r}, not {ours[n]!r}" for n in names),
-        "set the embedder back, or ingest into another --collection",
+        f"set that back, or: rag collections reembed {collection} --model MODEL",
     )
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import faiss
 
 from rag.filters import Filter
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
-from stores.faiss_gpu import check_device
+from stores.faiss_gpu import check_device, gpus
 from stores.faiss_index import IndexOptions, VectorIndex
 from stores.faiss_view import View, Views, members
 from stores.ranking import nearest, rank, scores
@@ -169,6 +169,13 @@ class FaissBackend:
         self._options = IndexOptions(index, M, ef_construction, ef_search, nlist, nprobe, m)
         self._device = device
         check_device(device)
+
+    def check(self) -> BackendInfo:
+        found = gpus()
+        capabilities = frozenset({"gpu"} if found else ())
+        return BackendInfo(
+            str(self._root), f"faiss {faiss.__version__}, {found} GPUs", capabilities
+        )
 
     def collections(self) -> list[str]:
         return sorted(path.parent.name for path in self._root.glob(f"[a-z0-9]*/{FILE}"))

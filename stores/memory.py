@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rag.filters import Filter, matches
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
 from stores.ranking import rank, scores
 
@@ -117,6 +117,9 @@ class MemoryBackend:
 
     def __init__(self, *, data_dir: Path = Path()) -> None:
         self._stores: dict[str, MemoryStore] = {}
+
+    def check(self) -> BackendInfo:
+        return BackendInfo("this process", f"numpy {np.__version__}")
 
     def collections(self) -> list[str]:
         return sorted(self._stores)

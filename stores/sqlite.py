@@ -68,6 +68,7 @@ class ChunkTable:
         self._lock = write_lock(folder)
         self._writing = threading.RLock()
         try:
+            self._inode = self._path.stat().st_ino
             values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
             embedder = values.pop("embedder")
             values["name"] = folder.name  # it may have taken the place of another
@@ -99,7 +100,18 @@ class ChunkTable:
 
     @property
     def generation(self) -> int:
-        """A number that grows with every write, whichever process made it."""
+        """A number that grows with every write, whichever process made it.
+
+        Raises StoreUnavailable once the collection was deleted or replaced.
+        """
+        try:
+            same = self._path.stat().st_ino == self._inode
+        except OSError:
+            same = False
+        if not same:
+            raise StoreUnavailable(
+                f"collection {self.folder.name!r} was deleted or replaced", "open it again"
+            )
         return int(self._one("SELECT value FROM meta WHERE key = 'generation'"))
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:

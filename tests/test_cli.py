@@ -234,7 +234,7 @@ def test_another_embedder_is_refused_with_the_way_out(ingested: Path) -> None:
     changed = rag("--set", "embedder.query_prefix=q: ", "ask", "why?")
     assert changed.status == 3
     assert "query_prefix" in changed.error
-    assert "--collection" in changed.error
+    assert "rag collections reembed default" in changed.error
 
 
 def test_another_precision_is_only_refused_when_asked_for(ingested: Path) -> None:

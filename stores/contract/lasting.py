@@ -23,6 +23,11 @@ _VISIBLE_S = 30  # how long what another process wrote may take to be seen
 class LastingTests(ContractSetting):
     """What was acknowledged is there."""
 
+    def test_check_tells_what_it_is_connected_to(self, backend: StoreBackend) -> None:
+        info = backend.check()
+        assert info.location
+        assert any(character.isdigit() for character in info.version)
+
     def test_collections_come_and_go(self, backend: StoreBackend, spec: CollectionSpec) -> None:
         one, two = f"{spec.name}-1", f"{spec.name}-2"
         for name in (two, one):
