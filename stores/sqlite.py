@@ -12,9 +12,10 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from rag.errors import StoreUnavailable
 from rag.filters import Filter, kind
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint
+from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint, Scalar
 from stores.sql_filters import to_sql
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rag.types import Vectors
 
 FILE = "chunks.sqlite3"
+_MAPPED = 2**34  # bytes; texts are read where the system has cached them, without a copy
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -271,6 +273,7 @@ class ChunkTable:
             )
             # A commit is acknowledged only once it is on the disk.
             db.executescript("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+            db.execute(f"PRAGMA mmap_size = {_MAPPED}")
             self._local.db = db
             self._open.append(db)
         return db
@@ -347,5 +350,12 @@ def _unavailable(folder: Path, reason: str) -> StoreUnavailable:
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    values: list[Any] = [*row[:-1], json.loads(row[-1])]
+    values: list[Any] = [*row[:-1], dict(_metadata(row[-1]))]
     return Chunk(*values)
+
+
+@lru_cache(maxsize=4096)
+def _metadata(text: str) -> Mapping[str, Scalar]:
+    """Parsed once: all chunks of a document have the same."""
+    parsed: dict[str, Scalar] = json.loads(text)
+    return parsed

@@ -335,7 +335,7 @@ def test_a_bug_is_one_line_too(
     def explode(*_: object) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr(cli, "_load", explode)
+    monkeypatch.setattr("rag.cli.settings.load_settings", explode)
     assert cli.main(["config", "show"]) == 1
     shown = capsys.readouterr().err
     assert "oops" in shown
