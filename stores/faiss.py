@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import faiss
 
+from rag.errors import StoreError
 from rag.filters import Filter
 from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
@@ -183,7 +184,11 @@ class FaissBackend:
     def create(self, spec: CollectionSpec) -> FaissStore:
         check_name(spec.name)
         table = ChunkTable.create(self._root / spec.name, spec)
-        check_same(spec, table.spec)
+        try:
+            check_same(spec, table.spec)
+        except StoreError:
+            table.close()
+            raise
         return FaissStore(table, self._options, self._device)
 
     def open(self, name: str) -> FaissStore:
