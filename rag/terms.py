@@ -14,7 +14,8 @@ from typing import Any
 
 from rag.sentences import CJK
 
-_TOKEN = re.compile(rf"[{CJK}]+|[^\W_]+(?:[-_.'’][^\W_]+)*")
+_LETTER = rf"(?:(?![{CJK}])[^\W_])"  # Latin within Chinese text stands without spaces around it
+_TOKEN = re.compile(rf"[{CJK}]+|{_LETTER}+(?:[-_.'’]{_LETTER}+)*")
 _STOP = frozenset(
     (
         "a about all also am an and any are as at be because been being but by can could did do "

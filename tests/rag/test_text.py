@@ -71,6 +71,8 @@ def test_sentences_are_in_order_and_lose_only_headings(text: str) -> None:
         ("ＴＫ－４０", {"tk-40"}),
         ("the HX-220's door", {"hx-220", "door"}),
         ("年假几天", {"年假", "天"}),
+        ("NASUWT是什么组织？", {"nasuwt", "组织"}),
+        ("按住TK-40的电源键", {"按住", "tk-40", "电源", "源键"}),
         ("what is it", set()),
     ],
 )
