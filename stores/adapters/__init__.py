@@ -1,0 +1,1 @@
+"""Any of our stores in another framework's interface."""
