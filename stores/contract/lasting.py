@@ -86,13 +86,17 @@ class LastingTests(ContractSetting):
         store.close()
         backend.close()
         backend.close()
-        again = open_backend().open(spec.name)
+        backend = open_backend()
+        again = backend.open(spec.name)
         assert again.describe().embedder == FINGERPRINT
         assert again.count() == 20
-        assert again.search(query, 20) == before
+        after = again.search(query, 20)
+        assert [hit.chunk for hit in after[0]] == [hit.chunk for hit in before[0]]
+        assert [h.score for h in after[0]] == pytest.approx([h.score for h in before[0]], abs=1e-5)
         again.upsert([chunk(99)], random_vectors(1))
         assert again.count() == 21
         again.close()
+        backend.close()
 
     def test_a_closed_backend_connects_again(
         self, open_backend: OpenBackend, spec: CollectionSpec

@@ -1,40 +1,46 @@
+"""The stores that the adapters are tested on: a line each in `STORES`."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeAlias
 
 import pytest
-from stores_under_test import OpenStore, Options
+from pinecone_emulator import PineconeEmulator
 
-from rag import plugins
-from rag.protocols import VectorStore
-from rag.types import CollectionSpec
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
-
-@pytest.fixture(params=["memory", "faiss"])
-def store_options(request: pytest.FixtureRequest, tmp_path: Path) -> Options:
-    """Each store in turn, with the settings that open it."""
-    return request.param, {"data_dir": str(tmp_path)}
+Options: TypeAlias = dict[str, Any]
 
 
-@pytest.fixture
-def open_store(store_options: Options) -> OpenStore:
-    kind, options = store_options
-    values: dict[str, Any] = {**options, "data_dir": Path(options["data_dir"])}
-    backend = plugins.load("store", kind)(**values)
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[Options]:
+    yield {"data_dir": str(folder)}
 
-    @contextmanager
-    def opened(dim: int) -> Iterator[VectorStore]:
-        name = f"adapter-{uuid4().hex[:8]}"
-        store = backend.create(CollectionSpec(name, dim))
-        try:
-            yield store
-        finally:
-            store.close()
-            backend.drop(name)
-            backend.close()
 
-    return opened
+@contextmanager
+def _pinecone(folder: Path) -> Iterator[Options]:
+    with PineconeEmulator() as emulator:
+        yield {"api_key": emulator.api_key, "controller_host": emulator.url}
+        assert not emulator.violations
+
+
+STORES: dict[str, Callable[[Path], AbstractContextManager[Options]]] = {
+    "memory": _in_folder,
+    "faiss": _in_folder,
+    "chroma": _in_folder,
+    "milvus": _in_folder,
+    "pinecone": _pinecone,
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
+def kind(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Options]]:
+    """The name of a store and its settings; all tests of a module share its folder."""
+    with STORES[request.param](tmp_path_factory.mktemp(request.param)) as options:
+        yield request.param, options

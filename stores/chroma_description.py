@@ -1,0 +1,46 @@
+"""What a collection of Chroma says of itself: name, metric and embedder."""
+
+from __future__ import annotations
+
+import json
+
+from chromadb.api.models.Collection import Collection
+
+from rag.errors import MetricMismatch, StoreUnavailable
+from rag.types import CollectionSpec, Fingerprint
+
+SPACES = {"cosine": "ip", "ip": "ip", "l2": "l2"}
+"""What the index measures for each metric. Cosine is the inner product of vectors of length one:
+Chroma's own gives vectors back that differ in the last digit."""
+
+
+def their_name(name: str) -> str:
+    """The name in Chroma, which wants three characters and a letter or digit at the end."""
+    return f"rag.{name}.chunks"
+
+
+def described(collection: Collection, name: str) -> CollectionSpec:
+    """The description in its metadata, the metric compared with that of the live index.
+
+    Raises MetricMismatch, or StoreUnavailable if it has none.
+    """
+    try:
+        values = json.loads(collection.metadata["rag"])
+        embedder = values.pop("embedder")
+        values["name"] = name  # it may have taken the place of another
+        spec = CollectionSpec(**values, embedder=Fingerprint(**embedder) if embedder else None)
+        index = collection.configuration_json
+        space = (index.get("hnsw") or index["spann"])["space"]
+        wanted = SPACES[spec.metric]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreUnavailable(
+            f"collection {name!r} in Chroma has a malformed description",
+            f"run: rag collections delete {name}, then ingest again",
+        ) from error
+    if space != wanted:
+        raise MetricMismatch(
+            f"collection {name!r} has metric {spec.metric}, for which its index should measure "
+            f"{wanted!r}, not {space!r}",
+            f"run: rag collections delete {name}, then ingest again",
+        )
+    return spec

@@ -1,0 +1,196 @@
+"""Milvus: Lite on a folder of this machine, or a server, a cluster or Zilliz Cloud.
+
+A collection `docs` is `ragline_docs` in Milvus, with its description in the properties.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from rag.errors import ConfigError, InputError, MetricMismatch, StoreError, UnknownCollection
+from rag.types import BackendInfo, CollectionSpec, Fingerprint
+from stores.checks import check_name, check_same, no_collection
+from stores.milvus_collection import Collection
+from stores.milvus_connection import Connection, milvus_name, our_name
+from stores.milvus_rows import VECTOR, indexes, schema
+from stores.milvus_search import METRICS
+from stores.milvus_store import Live, MilvusStore
+
+_PROPERTY = "ragline"
+_LITE = "milvus.db"
+_KEYWORDS_SINCE = (2, 5)
+
+Index = Literal["AUTOINDEX", "HNSW", "IVF_FLAT", "IVF_SQ8", "FLAT"]
+Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
+
+
+class MilvusBackend:
+    """The collections of a Milvus server, or of Milvus Lite in `data_dir`.
+
+    `uri` is the address of a server (http, https), or a folder for Lite; `token` is user:password
+    or a key. `index` with `M`, `ef_construction` and `nlist` shapes new collections, `ef` and
+    `nprobe` every search. `consistency` says how far behind the writes of other programs a search
+    may be; what this process wrote it sees at once. With `partition_key`, a metadata key such as
+    "tenant", a server reads only the partition that a filter on this key names.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        uri: str = "",
+        token: str = "",
+        database: str = "",
+        index: Index = "HNSW",
+        M: int = 16,
+        ef_construction: int = 200,
+        ef: int = 64,
+        nlist: int = 128,
+        nprobe: int = 16,
+        consistency: Consistency = "Bounded",
+        partition_key: str = "",
+        timeout_s: float = 30.0,
+    ) -> None:
+        folder = None if _is_server(uri) else (Path(uri).expanduser() if uri else data_dir / _LITE)
+        self._milvus = Connection(
+            folder=folder and folder.absolute(),
+            uri=uri,
+            token=token,
+            database=database,
+            timeout_s=timeout_s,
+        )
+        build = {"HNSW": {"M": M, "efConstruction": ef_construction}}
+        build |= {kind: {"nlist": nlist} for kind in ("IVF_FLAT", "IVF_SQ8")}
+        self._index, self._build = index, build.get(index, {})
+        self._ef, self._nprobe = ef, nprobe
+        self._consistency = consistency
+        self._partition_key = partition_key
+
+    def check(self) -> BackendInfo:
+        version = self._milvus.version
+        able = {"keyword_search", "hybrid_search"} if _has_keywords(version) else set[str]()
+        return BackendInfo(self._milvus.location, version, frozenset(able))
+
+    def collections(self) -> list[str]:
+        names = map(our_name, self._milvus("list_collections"))
+        return sorted(name for name in names if name is not None)
+
+    def create(self, spec: CollectionSpec) -> MilvusStore:
+        check_name(spec.name)
+        try:
+            store = self.open(spec.name)
+        except UnknownCollection:
+            self._create(spec)
+            store = self.open(spec.name)
+        check_same(spec, store.spec)
+        return store
+
+    def open(self, name: str) -> MilvusStore:
+        live = self._live(name)
+        collection = Collection(self._milvus, name, self._consistency)
+        collection.flush()  # what Lite recovers after a crash is in no segment yet
+        return MilvusStore(collection, live, ef=self._ef, nprobe=self._nprobe)
+
+    def drop(self, name: str) -> None:
+        if not self._milvus("has_collection", milvus_name(name)):
+            raise no_collection(self._place, name)
+        self._milvus("drop_collection", milvus_name(name))
+
+    def replace(self, name: str, by: str) -> None:
+        check_name(name)
+        taker = self.open(by).collection
+        if name == by:
+            return
+        taker.settle()
+        # A crash between these two leaves `by` whole: replacing again mends it. Readers wait
+        # in Collection while the name is taken.
+        with suppress(UnknownCollection):
+            self.drop(name)
+        self._milvus("rename_collection", taker.name, milvus_name(name))
+        self._milvus.load(milvus_name(name))
+        Collection(self._milvus, name, self._consistency).changed()
+
+    def close(self) -> None:
+        self._milvus.close()
+
+    def _live(self, name: str) -> Live:
+        try:
+            check_name(name)
+        except InputError as error:
+            raise no_collection(self._place, name) from error
+        described = self._milvus("describe_collection", milvus_name(name))
+        told = described["properties"].get(_PROPERTY)
+        if told is None:
+            raise StoreError(
+                f"collection {milvus_name(name)!r} of {self._place} is another program's",
+                "use another --collection",
+            )
+        fields = json.loads(told)
+        spec = CollectionSpec(
+            name,
+            fields["dim"],
+            fields["metric"],
+            Fingerprint(**fields["embedder"]) if fields["embedder"] else None,
+        )
+        words = bool(described["functions"])
+        index = self._milvus("describe_index", milvus_name(name), VECTOR)
+        if index is None:  # a crash came between the collection and its index
+            index = self._indexed(spec, words)
+        if index["metric_type"] != METRICS[spec.metric]:
+            raise MetricMismatch(
+                f"collection {name!r} was made with metric {spec.metric}, but its index has "
+                f"{index['metric_type']}",
+                f"drop the index in Milvus and make one with {METRICS[spec.metric]}",
+            )
+        return Live(spec, index["index_type"], fields["partition_key"], words)
+
+    def _create(self, spec: CollectionSpec) -> None:
+        words = _has_keywords(self._milvus.version)
+        description = asdict(spec) | {"partition_key": self._partition_key}
+        del description["name"]  # it may change
+        name = milvus_name(spec.name)
+        self._milvus(
+            "create_collection",
+            name,
+            schema=schema(spec.dim, words=words, partition_key=bool(self._partition_key)),
+            properties={_PROPERTY: json.dumps(description)},
+            consistency_level="Bounded",
+        )
+        self._indexed(spec, words)
+        self._milvus("load_collection", name, _async=True)  # who reads first waits for it
+
+    def _indexed(self, spec: CollectionSpec, words: bool) -> Any:
+        name = milvus_name(spec.name)
+        made = indexes(self._index, METRICS[spec.metric], self._build, words=words)
+        self._milvus("create_index", name, made, sync=False)
+        return self._milvus("describe_index", name, VECTOR)
+
+    @property
+    def _place(self) -> str:
+        return f"Milvus at {self._milvus.location}"
+
+
+def _is_server(uri: str) -> bool:
+    """Whether this is an address, not a folder. Raises ConfigError for what is neither."""
+    if "://" not in uri:
+        return False
+    with suppress(ValueError):
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return True
+    raise ConfigError(
+        f"stores.milvus.uri is {uri!r}",
+        "use http://HOST:19530, https://HOST:19530, or a folder for Milvus Lite",
+    )
+
+
+def _has_keywords(version: str) -> bool:
+    """Whether a server of this version has BM25, such as "v2.3.5-lite" or "milvus_lite-3.2.2"."""
+    found = re.search(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= _KEYWORDS_SINCE

@@ -1,0 +1,265 @@
+"""One collection in Pinecone: a namespace of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pinecone import Vector
+
+from rag.errors import InputError
+from rag.filters import Filter, matches
+from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from stores.checks import check_chunks, check_vectors
+from stores.pinecone_index import MOST_K, Connection
+from stores.pinecone_records import (
+    FOREIGN,
+    Body,
+    document_prefix,
+    foreign_id,
+    own_id,
+    parts_of,
+    piece_ids,
+    record_id,
+    to_chunk,
+    to_filter,
+    to_metadata,
+)
+from stores.ranking import nearest, rank
+
+if TYPE_CHECKING:
+    from rag.types import Vectors
+
+TEXTS = ".texts"
+"""What ends the name of the namespace with the pieces of a collection's long texts."""
+
+_WITH_METADATA = 100  # hits whose metadata fits the 4 MB that Pinecone answers a query with
+_ZERO = 1e-8  # what Pinecone takes for zero
+_MOST_VALUES = 1_000  # documents in a filter
+
+
+class PineconeStore:
+    """One collection: a namespace, and another one for the pieces of texts over 38 KB."""
+
+    def __init__(self, spec: CollectionSpec, index: Connection, namespace: str) -> None:
+        self.spec = spec
+        self._index = index
+        self._namespace = namespace
+        self._texts = namespace + TEXTS
+
+    def describe(self) -> StoreInfo:
+        spec, count = self.spec, self._index.count(self._namespace)
+        index = f"serverless {self._index.name}"
+        return StoreInfo("pinecone", spec.name, spec.dim, spec.metric, index, spec.embedder, count)
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
+        vectors = check_chunks(chunks, vectors, self.spec.dim)
+        _check_not_zero(chunks, vectors)
+        rows = {chunk.id: (chunk, row) for chunk, row in zip(chunks, vectors.tolist(), strict=True)}
+        if not rows:
+            return
+        first: list[Vector] = []
+        later: list[Vector] = []
+        pieces: list[Vector] = []
+        moved: dict[str, str] = {}  # chunk ids by the id of the record that was theirs
+        has_foreign = self._index.has(self._namespace, FOREIGN)
+        for chunk, row in rows.values():
+            record = record_id(chunk)
+            metadata, texts = to_metadata(chunk, record)
+            for piece, text in texts.items():
+                pieces.append(Vector(id=piece, values=self._index.probe, metadata={"text": text}))
+            (later if chunk.position else first).append(
+                Vector(id=record, values=row, metadata=metadata)
+            )
+            if has_foreign or record.startswith(FOREIGN):
+                both = (own_id(chunk.id), foreign_id(chunk.id))
+                moved |= {other: chunk.id for other in both if other and other != record}
+        self._index.upsert(self._texts, pieces)
+        # The chunk at position 0 says that its document is whole.
+        self._index.upsert(self._namespace, later, first)
+        self._index.delete(self._namespace, moved)
+
+    def delete(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        document_ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+    ) -> int:
+        documents = None if document_ids is None else dict.fromkeys(document_ids)
+        condition = None if where is None else to_filter(where)
+        doomed: dict[str, str] = {}  # chunk ids by record id
+        pieces: list[str] = []
+        if ids is not None:
+            found: Iterable[dict[str, Body]] = [self._records(ids)]
+        elif condition is not None:
+            found = self._matching(condition, documents)
+        else:
+            records, pieces = self._own_records(documents or {})
+            doomed = {record: ":".join(map(str, parts_of(record))) for record in records}
+            foreign = bool(documents) and self._index.has(self._namespace, FOREIGN)
+            found = self._matching({"foreign": True}, documents) if foreign else []
+        for page in found:
+            for record, metadata in page.items():
+                chunk = to_chunk(metadata, "")
+                if (documents is None or chunk.document_id in documents) and (
+                    where is None or matches(where, chunk.fields())
+                ):
+                    doomed[record] = chunk.id
+                    pieces += piece_ids(record, metadata)
+        self._index.delete(self._namespace, doomed)
+        self._index.delete_unseen(self._texts, pieces)
+        return len(doomed)
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        found = {chunk.id: chunk for chunk in self._whole(self._records(ids)).values()}
+        return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+
+    def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
+        queries = check_vectors(vectors, self.spec.dim).tolist()
+        condition = None if where is None else to_filter(where)
+        if k < 1:
+            return [[] for _ in queries]
+        # A euclidean score is the squared distance.
+        sign = -1.0 if self.spec.metric == "l2" else 1.0
+        known: dict[str, Body] = {}
+
+        def fetch(rows: list[int], n: int) -> list[list[tuple[float, str]]]:
+            some = [queries[row] for row in rows]
+            metadata = n <= _WITH_METADATA
+            found = self._index.query(self._namespace, some, n, condition, metadata=metadata)
+            known.update({m.id: m.metadata for row in found for m in row if m.metadata})
+            return [sorted(((sign * m.score, m.id) for m in row), reverse=True) for row in found]
+
+        near = nearest(fetch, len(queries), k, MOST_K)
+        if k > MOST_K and any(len(row) == MOST_K for row in near):
+            raise InputError(f"Pinecone finds {MOST_K} chunks at most, not {k}", "ask for fewer")
+        wanted = dict.fromkeys(record for row in near for _, record in row)
+        known |= self._fetched(record for record in wanted if record not in known)
+        chunks = self._whole({record: known[record] for record in wanted if record in known})
+        return [rank(((s, chunks[i]) for s, i in row if i in chunks), k) for row in near]
+
+    def documents(self) -> Iterator[DocumentRecord]:
+        # Ids tell all but source and title, so that one chunk of each version is enough.
+        counts: dict[tuple[str, str], int] = {}
+        first: dict[tuple[str, str], tuple[int, str]] = {}
+        for document, version, position, record in self._positions():
+            key = document, version
+            counts[key] = counts.get(key, 0) + 1
+            first[key] = min(first.get(key, (position, record)), (position, record))
+        found = self._fetched(record for _, record in first.values())
+        records = []
+        for key, (position, record) in first.items():
+            if record not in found:  # deleted meanwhile
+                continue
+            chunk = to_chunk(found[record], "")
+            records.append(
+                DocumentRecord(
+                    id=chunk.document_id,
+                    source=chunk.source,
+                    title=chunk.title,
+                    version=chunk.version,
+                    chunks=counts[key],
+                    ingested_at=chunk.ingested_at,
+                    complete=position == 0,
+                )
+            )
+        yield from sorted(records, key=lambda record: (record.source, record.version, record.id))
+
+    def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
+        waiting: list[str] = []
+        for page in self._index.ids(self._namespace):
+            waiting += page
+            while len(waiting) >= batch:
+                yield from self._scanned(waiting[:batch])
+                waiting = waiting[batch:]
+        yield from self._scanned(waiting)
+
+    def count(self, where: Filter | None = None) -> int:
+        condition = None if where is None else to_filter(where)
+        # A search is as fresh as the last write and finds all that match, up to its limit.
+        found = len(self._index.query(self._namespace, [self._index.probe], MOST_K, condition)[0])
+        if found < MOST_K:
+            return found
+        if condition is None:
+            return self._index.count(self._namespace)
+        return sum(len(page) for page in self._index.matching(self._namespace, condition))
+
+    def close(self) -> None:
+        """Nothing to free: connections are the backend's."""
+
+    def _fetched(self, records: Iterable[str]) -> dict[str, Body]:
+        """The metadata of the records that are there."""
+        found = self._index.fetch(self._namespace, records)
+        return {record: vector.metadata or {} for record, vector in found.items()}
+
+    def _records(self, ids: Sequence[str]) -> dict[str, Body]:
+        """The metadata of the records of these chunks."""
+        own = {chunk_id: own_id(chunk_id) for chunk_id in ids}
+        found = self._fetched(filter(None, own.values()))
+        others = [foreign_id(chunk_id) for chunk_id, i in own.items() if i not in found]
+        if others and self._index.has(self._namespace, FOREIGN):
+            found |= self._fetched(others)
+        return found
+
+    def _own_records(self, documents: Iterable[str]) -> tuple[list[str], list[str]]:
+        """The records whose ids begin with these documents, and those of pieces of their texts."""
+        prefixes = [prefix for prefix in map(document_prefix, documents) if prefix]
+        records = self._index.all_ids(self._namespace, prefixes)
+        if not records or not self._index.has(self._texts):
+            return records, []
+        return records, self._index.all_ids(self._texts, prefixes)
+
+    def _matching(self, where: Body, documents: Iterable[str] | None) -> Iterator[dict[str, Body]]:
+        """The metadata of the records that match, of these documents, a page at a time."""
+        filters = [where]
+        if documents is not None:
+            names = list(documents)
+            filters = [
+                {"$and": [where, {"text:document_id": {"$in": names[at : at + _MOST_VALUES]}}]}
+                for at in range(0, len(names), _MOST_VALUES)
+            ]
+        for each in filters:
+            for page in self._index.matching(self._namespace, each):
+                yield {record: vector.metadata or {} for record, vector in page.items()}
+
+    def _whole(self, records: dict[str, Body]) -> dict[str, Chunk]:
+        """The chunks of these records, by record id, with the texts that are kept in pieces."""
+        pieces = {record: piece_ids(record, metadata) for record, metadata in records.items()}
+        found = self._index.fetch(self._texts, [i for ids in pieces.values() for i in ids])
+        texts = {i: (vector.metadata or {})["text"] for i, vector in found.items()}
+        return {
+            record: to_chunk(
+                metadata, metadata.get("text") or "".join(texts[i] for i in pieces[record])
+            )
+            for record, metadata in records.items()
+            if all(i in texts for i in pieces[record])  # otherwise it was deleted meanwhile
+        }
+
+    def _positions(self) -> Iterator[tuple[str, str, int, str]]:
+        """Document, version, position and record id of every chunk."""
+        for page in self._index.ids(self._namespace):
+            for record in page:
+                if not record.startswith(FOREIGN):
+                    yield *parts_of(record), record
+            foreign = [record for record in page if record.startswith(FOREIGN)]
+            for record, metadata in self._fetched(foreign).items():
+                chunk = to_chunk(metadata, "")
+                yield chunk.document_id, chunk.version, chunk.position, record
+
+    def _scanned(self, ids: list[str]) -> Iterator[tuple[list[Chunk], Vectors]]:
+        found = self._index.fetch(self._namespace, ids)
+        chunks = self._whole({record: vector.metadata or {} for record, vector in found.items()})
+        if chunks:
+            rows = np.array([found[record].values for record in chunks], np.float32)
+            yield list(chunks.values()), rows
+
+
+def _check_not_zero(chunks: Sequence[Chunk], vectors: Vectors) -> None:
+    zero = (np.abs(vectors) < _ZERO).all(axis=1)
+    if zero.any():
+        raise InputError(
+            f"the vector of chunk {chunks[int(zero.argmax())].id!r} is zero: Pinecone refuses it",
+            "check the embedder that made it",
+        )
