@@ -27,9 +27,10 @@ _REPLACED_S = (0.05, 0.1, 0.2, 0.4)
 
 @dataclass
 class _Seen:
-    """What this process knows of a collection: a `stale` state is seen by a strong read only.
+    """What this process knows of a collection.
 
-    `fresh` rows of Lite are in no segment yet, and searched one by one; it takes one writer at once.
+    `fresh` rows of Lite are in no segment yet, and searched one by one; it takes one writer only.
+    rows, which are in no segment yet, one by one, and takes one writer at a time.
     """
 
     stale: int = 1

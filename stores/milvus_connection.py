@@ -98,7 +98,7 @@ class Connection:
 
     @property
     def version(self) -> str:
-        """What is connected: "v2.3.5-lite" is a server in spite of its name, or "2.5.4"."""
+        """That of a server, such as "2.5.4", or of Lite: "milvus_lite-3.2.2"."""
         self._connected()
         return self._version
 
