@@ -37,8 +37,6 @@ _TESTS: dict[str, Callable[[Any, Any], bool]] = {
 }
 _OPPOSITE = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
 _EXACT = 2**53  # up to here each whole number is a float, too
-# Chroma makes a chain of the parts, as deep as there are parts; SQLite takes 1,000, JSON less.
-_WIDTH = 100
 
 
 def to_metadata(chunk: Chunk) -> dict[str, Scalar]:
@@ -84,10 +82,7 @@ def join(word: str, parts: Iterable[Where | bool]) -> Where | bool:
         return not neutral
     if not left:
         return neutral
-    if len(left) <= _WIDTH:
-        return left[0] if len(left) == 1 else {word: left}
-    middle = len(left) // 2
-    return {word: [join(word, left[:middle]), join(word, left[middle:])]}
+    return left[0] if len(left) == 1 else {word: left}
 
 
 def _translate(condition: Filter) -> Where | bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -28,6 +29,7 @@ from stores.chroma_connection import settings, translated
 from stores.chroma_undo import Undo
 
 _WAIT_S = 60  # for another process that is inside an operation
+_SPARE_MB = 300  # the largest batch, in SQLite with its indexes and in the index of vectors
 
 
 class ChromaFolder:
@@ -70,6 +72,7 @@ class ChromaFolder:
                 self._write_state(f"{number} writing")
                 if collection:
                     self._undo.save(collection)
+                    self._check_space()
                 yield
                 self._write_state(str(number))
             except BaseException:
@@ -164,6 +167,15 @@ class ChromaFolder:
             self._write_state(str(_number(state) + 1))
             self._undo.forget()
         self._client, self._state = client, self._read_state()
+
+    def _check_space(self) -> None:
+        """The engine does not notice when it cannot write its index, and goes on (1.5.9)."""
+        free = shutil.disk_usage(self._folder).free // 10**6
+        if free < _SPARE_MB:
+            raise StoreUnavailable(
+                f"only {free} MB are free for the Chroma folder {self.location}",
+                f"free {_SPARE_MB} MB and run this again; what was written before is kept",
+            )
 
     def _disconnect(self) -> None:
         if self._client is not None:

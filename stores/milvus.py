@@ -25,6 +25,7 @@ from stores.milvus_store import Live, MilvusStore
 _PROPERTY = "ragline"
 _LITE = "milvus.db"
 _KEYWORDS_SINCE = (2, 5)
+_PARTITIONS_SINCE = (2, 4)  # 2.3.5 chooses the partition of an upserted row by its id
 
 Index = Literal["AUTOINDEX", "HNSW", "IVF_FLAT", "IVF_SQ8", "FLAT"]
 Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
@@ -151,7 +152,13 @@ class MilvusBackend:
         return Live(spec, index["index_type"], fields["partition_key"], words)
 
     def _create(self, spec: CollectionSpec) -> None:
-        words = _has_keywords(self._milvus.version)
+        version = self._milvus.version
+        if self._partition_key and _release(version) < _PARTITIONS_SINCE:
+            raise ConfigError(
+                f"stores.milvus.partition_key is set, but {self._place} has version {version}",
+                "leave it out, or use Milvus 2.4 or later",
+            )
+        words = _has_keywords(version)
         description = asdict(spec) | {"partition_key": self._partition_key}
         del description["name"]  # it may change
         name = milvus_name(spec.name)
@@ -191,6 +198,10 @@ def _is_server(uri: str) -> bool:
 
 
 def _has_keywords(version: str) -> bool:
-    """Whether a server of this version has BM25, such as "v2.3.5-lite" or "milvus_lite-3.2.2"."""
+    return _release(version) >= _KEYWORDS_SINCE
+
+
+def _release(version: str) -> tuple[int, int]:
+    """(2, 5) for "2.5.4"; (3, 2) for "milvus_lite-3.2.2", whose numbers are its own, but later."""
     found = re.search(r"(\d+)\.(\d+)", version)
-    return found is not None and (int(found[1]), int(found[2])) >= _KEYWORDS_SINCE
+    return (int(found[1]), int(found[2])) if found else _PARTITIONS_SINCE

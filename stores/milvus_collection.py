@@ -29,8 +29,8 @@ _REPLACED_S = (0.05, 0.1, 0.2, 0.4)
 class _Seen:
     """What this process knows of a collection.
 
+    What others may have written is numbered by `stale`; up to `seen`, a read has waited for it.
     `fresh` rows of Lite are in no segment yet, and searched one by one; it takes one writer only.
-    rows, which are in no segment yet, one by one, and takes one writer at a time.
     """
 
     stale: int = 1

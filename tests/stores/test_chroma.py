@@ -30,6 +30,7 @@ from rag.errors import (
     UnsupportedFilter,
 )
 from rag.filters import matches, parse
+from rag.protocols import VectorStore
 from stores.chroma import ChromaBackend
 from stores.contract import (
     FINGERPRINT,
@@ -345,6 +346,31 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert counts == ["30 30", "1230 1230"]
 
 
+def test_too_little_space_is_told_before_anything_is_written(
+    backend: ChromaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chroma would go on, lose the vectors, and end with a segmentation fault at the next start."""
+    store = backend.create(SPEC)
+    store.upsert(library(), random_vectors(30))
+    monkeypatch.setattr("stores.chroma_folder._SPARE_MB", 10**9)
+    with pytest.raises(StoreUnavailable, match=r"MB are free .*free 1000000000 MB"):
+        store.upsert([chunk(99)], random_vectors(1))
+    assert len(store.search(random_vectors(1), 50)[0]) == 30
+
+
+def test_a_change_that_failed_half_way_is_undone(backend: ChromaBackend, tmp_path: Path) -> None:
+    store = backend.create(SPEC)
+    vectors = random_vectors(1_500)
+    store.upsert([chunk(n) for n in range(1_500)], vectors)
+    (ids,) = (tmp_path / "chroma").glob("*/index_metadata.pickle")
+    with pytest.raises(KeyboardInterrupt), store._writing():
+        ids.write_bytes(ids.read_bytes()[:1_000])
+        raise KeyboardInterrupt
+    store.upsert([chunk(n) for n in range(500)], vectors[:500])
+    backend.close()
+    assert len(store.search(vectors[:1], 2_000)[0]) == 1_500
+
+
 @pytest.mark.parametrize("damage", ["database", "index"])
 def test_a_damaged_folder_is_said_in_one_line(
     backend: ChromaBackend, tmp_path: Path, damage: str
@@ -442,9 +468,7 @@ def test_filters_up_to_the_limit_of_the_language_work(backend: ChromaBackend) ->
     for n in range(30):
         parts = [{"year": {"$lt": 3000 + n * 20 + m}} for m in range(12)]
         deep = {"$and" if n % 2 else "$or": [deep, {"$and": parts}]}
-    condition = parse(deep)
-    assert condition is not None
-    assert store.count(condition) == 100
+    assert store.count(parse(deep)) == 100
     with pytest.raises(UnsupportedFilter, match="fewer"):
         store.count(parse({"year": {"$in": list(range(40_000))}}))
 
@@ -477,37 +501,47 @@ def test_a_scan_misses_nothing_when_others_are_deleted_meanwhile(
     assert len(seen) == len(set(seen)) or deleted > 50
 
 
-def test_readers_ask_again_while_rows_that_they_look_for_come_and_go(
-    backend: ChromaBackend,
-) -> None:
-    """The table is ahead of the index, which Chroma reports as an internal error."""
-    store = backend.create(SPEC)
+def rows_come_and_go(store: VectorStore, turns: int) -> None:
+    """Write and delete, while readers look for just those rows."""
     store.upsert(library(), random_vectors(30))
     failures: list[BaseException] = []
     done = threading.Event()
-    condition = parse({"position": {"$gte": 0}})
+    coming = parse({"document_id": "d7"})
 
     def read() -> None:
         try:
             while not done.is_set():
-                assert len(store.search(random_vectors(2), 1_000, condition)[0]) >= 30
+                assert len(store.search(random_vectors(2), 1_000, coming)[0]) <= 5
+                assert len(store.search(random_vectors(2), 30)[1]) == 30
                 assert sum(len(chunks) for chunks, _ in store.scan()) >= 30
         except BaseException as error:
             failures.append(error)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:
         reader.start()
     try:
-        for turn in range(12):
-            extra = [chunk(n, document=7) for n in range(400)]
-            store.upsert(extra, random_vectors(400, seed=turn))
+        for turn in range(turns):
+            store.upsert([chunk(n, document=7) for n in range(5)], random_vectors(5, seed=turn))
             store.delete(document_ids=["d7"])
     finally:
         done.set()
         for reader in readers:
             reader.join()
     assert failures == []
+    assert store.count() == 30
+
+
+def test_readers_meet_rows_that_come_and_go(backend: ChromaBackend) -> None:
+    """The table is ahead of the index, which Chroma reports as an internal error."""
+    rows_come_and_go(backend.create(SPEC), 50)
+
+
+def test_readers_of_a_server_meet_rows_that_come_and_go(tmp_path: Path) -> None:
+    with chroma_server(tmp_path) as (port, _):
+        backend = ChromaBackend(data_dir=tmp_path, host="127.0.0.1", port=port)
+        rows_come_and_go(backend.create(SPEC), 50)
+        backend.close()
 
 
 # --- other collections in the same database

@@ -1,25 +1,59 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from milvus_lite.server_manager import server_manager_instance
 from milvus_server import QUICK, TOKEN, milvus_server
+from pymilvus import DataType, MilvusClient
+from servers import wait_until
 
-from stores.contract import OpenBackend, StoreContract
+from rag.errors import (
+    ConfigError,
+    InputError,
+    MetricMismatch,
+    StoreError,
+    StoreUnavailable,
+    UnknownCollection,
+)
+from rag.filters import matches, parse
+from rag.types import CollectionSpec
+from stores.contract import (
+    SPEC,
+    OpenBackend,
+    StoreContract,
+    chunk,
+    clustered_vectors,
+    library,
+    random_vectors,
+)
+from stores.contract.searching import SearchingTests
 from stores.milvus import MilvusBackend
+
+Open = Callable[..., MilvusBackend]
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a real server."""
-    with milvus_server(**QUICK) as address:
+    with milvus_server(settings=QUICK) as address:
         yield address
 
 
-class TestMilvusLite(StoreContract):
-    shared = False
-    exact = False
+class OnLite:
+    """Milvus Lite in a folder of the test class."""
+
+    index = "HNSW"
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -29,7 +63,12 @@ class TestMilvusLite(StoreContract):
     @pytest.fixture(scope="class")
     @classmethod
     def open_backend(cls, folder: Path) -> OpenBackend:
-        return lambda: MilvusBackend(data_dir=folder)
+        return lambda: MilvusBackend(data_dir=folder, index=cls.index)
+
+
+class TestMilvusLite(OnLite, StoreContract):
+    shared = False
+    exact = False
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -39,6 +78,15 @@ from pathlib import Path
 from stores.milvus import MilvusBackend
 backend = MilvusBackend(data_dir=Path({str(folder)!r}))
 """
+
+
+class TestMilvusLiteIVF(OnLite, SearchingTests):
+    exact = False
+    index = "IVF_FLAT"
+
+
+class TestMilvusLiteFlat(OnLite, SearchingTests):
+    index = "FLAT"
 
 
 class TestMilvusServer(StoreContract):
@@ -58,3 +106,493 @@ from pathlib import Path
 from stores.milvus import MilvusBackend
 backend = MilvusBackend(data_dir=Path(), uri={server!r}, token={TOKEN!r})
 """
+
+
+@pytest.fixture(params=["lite", "server"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each test that asks for it runs on Lite and on the server."""
+    return str(request.param)
+
+
+@pytest.fixture
+def open_milvus(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens backends on Lite or the server; what they made is dropped, and they are closed."""
+    opened: list[MilvusBackend] = []
+    where = {"uri": request.getfixturevalue("server"), "token": TOKEN} if kind == "server" else {}
+
+    def open_one(**options: Any) -> MilvusBackend:
+        opened.append(MilvusBackend(data_dir=tmp_path, **where, **options))
+        return opened[-1]
+
+    yield open_one
+    for name in opened[0].collections():
+        opened[0].drop(name)
+    for backend in opened:
+        backend.close()
+
+
+@pytest.fixture
+def bare(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[], Any]:
+    """Gives the bare client of the same Lite or server; Lite must not be open elsewhere."""
+
+    @contextmanager
+    def client() -> Iterator[MilvusClient]:
+        if kind == "server":
+            address = request.getfixturevalue("server")
+            found = MilvusClient(address, token=TOKEN, dedicated=True)
+        else:
+            found = MilvusClient(str(tmp_path / "milvus.db"), dedicated=True)
+        yield found
+        found.close()
+        server_manager_instance.release_server(str(tmp_path / "milvus.db"))
+
+    return client
+
+
+# --- searching
+
+
+COUNT = 3_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [
+        *(("lite", index) for index in ("HNSW", "IVF_FLAT", "IVF_SQ8", "FLAT", "AUTOINDEX")),
+        *(("server", index) for index in ("HNSW", "IVF_FLAT", "IVF_SQ8")),
+    ],
+)
+def test_every_index_finds_the_nearest_whatever_a_filter_leaves(
+    kind: str, open_milvus: Open, request: pytest.FixtureRequest, index: str
+) -> None:
+    """recall@10 against exact search over what matches."""
+    store = open_milvus(index=index).create(CollectionSpec("many", 32))
+    vectors, queries = clustered_vectors(COUNT, 32), clustered_vectors(30, 32, draw=1)
+    shares = (1, 5, 30, 200)
+    chunks = [
+        chunk(n, document=n // 100, **{f"each{share}": n % share == 0 for share in shares})
+        for n in range(COUNT)
+    ]
+    store.upsert(chunks, vectors)
+    if kind == "server":
+        seal(request.getfixturevalue("server"), "ragline_many")
+    assert store.describe().index == index
+    for share in shares:
+        matching = np.arange(0, COUNT, share)
+        best = np.argsort(-(queries @ vectors[matching].T), axis=1)[:, :10]
+        found = store.search(queries, 10, parse({f"each{share}": True}) if share > 1 else None)
+        shared = [
+            len({hit.chunk.position for hit in hits} & set(matching[row].tolist())) / 10
+            for hits, row in zip(found, best, strict=True)
+        ]
+        assert np.mean(shared) >= (1.0 if index == "FLAT" else 0.95), share
+        for hits, query in zip(found, queries, strict=True):
+            assert [h.score for h in hits] == pytest.approx(
+                [float(query @ vectors[h.chunk.position]) for h in hits], abs=0.01
+            )
+    assert len(store.search(queries[:1], COUNT)[0]) == COUNT
+    for hits in store.search(queries[:9], 50, parse({"document_id": "d7"})):
+        assert len(hits) == 50
+
+
+def seal(server: str, name: str) -> None:
+    """Have the server write the collection to a segment, and index that."""
+    with closing(MilvusClient(server, token=TOKEN, dedicated=True)) as client:
+        client.flush(name)
+        wait_until(lambda: not client.describe_index(name, "vector")["pending_index_rows"], 30)
+
+
+def test_a_read_waits_for_others_only_when_it_must(
+    open_milvus: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first for all, after a write for that write, later for what is some seconds old."""
+    levels: list[str] = []
+    bare_query = MilvusClient.query
+
+    def query(self: MilvusClient, *arguments: Any, **options: Any) -> Any:
+        if options["output_fields"] == ["count(*)"]:
+            levels.append(options["consistency_level"])
+        return bare_query(self, *arguments, **options)
+
+    monkeypatch.setattr(MilvusClient, "query", query)
+    store = open_milvus().create(CollectionSpec("levels", 8))
+    assert [store.count(), store.count()] == [0, 0]
+    store.upsert([chunk(0)], random_vectors(1))
+    assert store.count() == 1
+    monkeypatch.setattr("stores.milvus_collection._SESSION_S", 0)
+    assert store.count() == 1
+    assert levels == ["Strong", "Bounded", "Session", "Bounded"]
+    levels.clear()
+    store.delete(ids=[chunk(0).id])
+    assert store.count() == 0
+    assert open_milvus(consistency="Strong").open("levels").count() == 0
+    assert levels == ["Strong", "Strong"]
+
+
+def test_long_texts_come_back_in_as_many_answers_as_are_needed(server: str) -> None:
+    """70 MB: a message of the server has 64 at most."""
+    with closing(MilvusBackend(data_dir=Path(), uri=server, token=TOKEN)) as backend:
+        store = backend.create(SPEC)
+        chunks = [chunk(n, text=f"{n} " + "\U0001f600" * 95_000) for n in range(185)]
+        store.upsert(chunks, random_vectors(185))
+        assert store.get([c.id for c in chunks]) == chunks
+        found = store.search(random_vectors(1), 185)[0]
+        assert {hit.chunk.id: hit.chunk for hit in found} == {c.id: c for c in chunks}
+        assert {c.id: c for part, _ in store.scan() for c in part} == {c.id: c for c in chunks}
+        backend.drop(SPEC.name)
+
+
+def test_what_is_longer_than_milvus_takes_is_refused(open_milvus: Open) -> None:
+    store = open_milvus().create(SPEC)
+    for change in (
+        {"id": "字" * 1_366},
+        {"document_id": "x" * 4_097},
+        {"source": "字" * 22_000},
+        {"text": "\U0001f600" * 300_000},
+        {"metadata": {f"k{n}": "x" * 2_000 for n in range(33)}},
+    ):
+        with pytest.raises(InputError, match=r"(longer|larger) than Milvus takes; use up to"):
+            store.upsert([chunk(1), replace(chunk(0), **change)], random_vectors(2))
+    assert store.count() == 0
+    most = [
+        replace(chunk(0), id="字" * 1_365),
+        replace(chunk(1), source="/" + "x" * 60_000),
+        chunk(2, text="é" * 32_766),
+        chunk(3, text="é" * 32_767),
+        chunk(4, text="x" + "\U0001f600" * 200_000),
+    ]
+    store.upsert(most, random_vectors(5))
+    assert store.get([c.id for c in most]) == most
+    assert (
+        sorted(
+            (hit.chunk for hit in store.search(random_vectors(1), 9)[0]), key=lambda c: c.position
+        )
+        == most
+    )
+
+
+def test_any_metadata_key_and_number_can_be_filtered(open_milvus: Open) -> None:
+    store = open_milvus().create(SPEC)
+    keys = ["a b", "a_b", "a__b", "_", "1", "é", "键", "a.b", "n_year", "x" * 500, "\x00", 'q"\\\n']
+    numbers = [0, -1, 1.0, 2.5, -2.5, 1e300, 5e-324, 2**53, 2**62 + 1, 2**63 - 1, 1 - 2**63]
+    chunks = [chunk(n, **{key: n}) for n, key in enumerate(keys)]
+    chunks += [chunk(100 + n, amount=number) for n, number in enumerate(numbers)]
+    store.upsert(chunks, random_vectors(len(chunks)))
+    assert [c.metadata for c in store.get([c.id for c in chunks])] == [c.metadata for c in chunks]
+    conditions = [{key: n} for n, key in enumerate(keys)]
+    conditions += [{key: {"$exists": True}} for key in keys]
+    for number in [*numbers, 0.5]:
+        conditions += [{"amount": {op: number}} for op in ("$eq", "$ne", "$gt", "$lte")]
+        conditions += [{field: {"$gte": number}} for field in ("position", "page")]
+        conditions += [{field: {"$lt": number}} for field in ("position", "page")]
+    conditions.append({"amount": {"$in": numbers}})
+    for where in conditions:
+        condition = parse(where)
+        assert condition is not None
+        expected = sum(matches(condition, c.fields()) for c in chunks)
+        assert store.count(condition) == expected, where
+
+
+# --- collections
+
+
+def test_names_that_milvus_does_not_take_keep_apart(open_milvus: Open) -> None:
+    backend = open_milvus()
+    names = ["0-_", "0--", "0_d-", "a-b", "a__b", "a_b", "a_d", "a_db", "x" * 63, "x" + "-" * 62]
+    for number, name in enumerate(names):
+        store = backend.create(CollectionSpec(name, 8))
+        store.upsert([chunk(n) for n in range(number)], random_vectors(number))
+    assert backend.collections() == sorted(names)
+    assert [backend.open(name).count() for name in names] == list(range(len(names)))
+
+
+def test_collections_of_others_are_left_alone(open_milvus: Open, bare: Any) -> None:
+    foreign = ("docs", "ragline_docs", "ragline_A")
+    with bare() as client:
+        fields = client.create_schema()
+        fields.add_field("id", DataType.INT64, is_primary=True)
+        fields.add_field("vector", DataType.FLOAT_VECTOR, dim=8)
+        for name in foreign:
+            client.create_collection(name, schema=fields)
+    backend = open_milvus()
+    with pytest.raises(StoreError, match="another program's"):
+        backend.open("docs")
+    with pytest.raises(StoreError, match="another program's"):
+        backend.create(CollectionSpec("docs", 8))
+    with pytest.raises(UnknownCollection):
+        backend.open("a")
+    backend.close()
+    with bare() as client:
+        assert set(foreign) <= set(client.list_collections())
+        for name in foreign:
+            client.drop_collection(name)
+
+
+def test_the_metric_is_the_one_of_the_index(open_milvus: Open, bare: Any) -> None:
+    backend = open_milvus()
+    backend.create(CollectionSpec("docs", 8)).upsert([chunk(0)], random_vectors(1))
+    backend.close()
+    with bare() as client:
+        client.release_collection("ragline_docs")
+        client.drop_index("ragline_docs", "vector")
+        indexes = client.prepare_index_params()
+        indexes.add_index("vector", "FLAT", "vector", metric_type="L2")
+        client.create_index("ragline_docs", indexes)
+    with pytest.raises(MetricMismatch, match=r"metric cosine.*L2"):
+        backend.open("docs")
+
+
+def test_an_index_that_a_crash_left_out_is_made(open_milvus: Open, bare: Any) -> None:
+    backend = open_milvus()
+    backend.create(CollectionSpec("docs", 8)).upsert([chunk(0)], random_vectors(1))
+    backend.close()
+    with bare() as client:
+        client.release_collection("ragline_docs")
+        client.drop_index("ragline_docs", "vector")
+    assert len(backend.open("docs").search(random_vectors(1), 3)[0]) == 1
+
+
+def test_readers_see_no_gap_while_a_collection_is_replaced(open_milvus: Open) -> None:
+    backend = open_milvus()
+    old, new = CollectionSpec("docs", 8), CollectionSpec("docs--next", 8)
+    for spec, count in ((old, 10), (new, 20)):
+        backend.create(spec).upsert([chunk(n) for n in range(count)], random_vectors(count))
+    reader = backend.open("docs")
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                seen.append(len(reader.search(random_vectors(1), 30)[0]))
+        except BaseException as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        wait_until(lambda: bool(seen), 30)
+        backend.replace("docs", by="docs--next")
+        wait_until(lambda: seen[-1] != 10, 30)
+    finally:
+        done.set()
+        thread.join()
+    assert set(seen) == {10, 20}
+    backend.replace("docs", by="docs")
+    assert backend.open("docs").count() == 20
+
+
+def test_a_partition_key_holds_tenants_apart(tmp_path: Path) -> None:
+    backend = MilvusBackend(data_dir=tmp_path, partition_key="tenant")
+    store = backend.create(CollectionSpec("docs", 8))
+    tenants: list[Any] = ["a", "b", "", None, 7, "a", "字\x00", True, "b"]
+    chunks = [
+        chunk(n, **({} if t is None else {"tenant": t}), year=2020 + n)
+        for n, t in enumerate(tenants)
+    ]
+    store.upsert(chunks, random_vectors(len(chunks)))
+    assert store.get([c.id for c in chunks]) == chunks
+    moved = replace(chunks[0], metadata={"tenant": "b"})
+    store.upsert([moved], random_vectors(1))
+    chunks[0] = moved
+    backend.close()
+    backend = MilvusBackend(data_dir=tmp_path)  # the collection knows its key
+    store = backend.open("docs")
+    for where in (
+        *({"tenant": value} for value in ("a", "b", "", 7, True, "字\x00", "none")),
+        {"tenant": {"$ne": "a"}},
+        {"tenant": {"$in": ["a", "", 7]}},
+        {"tenant": {"$nin": ["a", "b"]}},
+        {"tenant": {"$gt": "a"}},
+        {"tenant": {"$exists": False}},
+        {"tenant": "b", "year": {"$gt": 2022}},
+        {"$or": [{"tenant": "a"}, {"year": 2021}]},
+    ):
+        condition = parse(where)
+        assert condition is not None
+        expected = {c.id for c in chunks if matches(condition, c.fields())}
+        found = store.search(random_vectors(1), 20, condition)[0]
+        assert {hit.chunk.id for hit in found} == expected, where
+        assert store.count(condition) == len(expected), where
+    assert store.delete(where=parse({"tenant": "b"})) == 3
+    assert store.count() == len(chunks) - 3
+    backend.close()
+
+
+def test_a_server_that_mixes_partitions_up_is_given_none(server: str) -> None:
+    options: dict[str, Any] = {"uri": server, "token": TOKEN, "partition_key": "tenant"}
+    with (
+        closing(MilvusBackend(data_dir=Path(), **options)) as backend,
+        pytest.raises(ConfigError, match=r"partition_key is set, but .*2\.3\.5.*leave it out"),
+    ):
+        backend.create(SPEC)
+
+
+# --- words
+
+
+def test_keywords_are_found_in_segments_and_beside_them(tmp_path: Path) -> None:
+    backend = MilvusBackend(data_dir=tmp_path)
+    assert {"keyword_search", "hybrid_search"} <= backend.check().capabilities
+    store = backend.create(SPEC)
+    store.upsert([chunk(n, text=f"filler number{n}") for n in range(1_500)], random_vectors(1_500))
+    store.upsert([chunk(2_000, text="夜间充电的电池")], random_vectors(1))
+    store.search(random_vectors(1), 1)  # puts 1,501 rows into a segment
+    store.upsert([chunk(2_001, text="The batteries were charged.")], random_vectors(1))
+    found = store.keyword_search(["电池", "battery charging", "number7 number8", "the of"], 5)
+    assert [[hit.chunk.position for hit in hits] for hits in found] == [
+        [2_000],
+        [2_001],
+        [7, 8],
+        [],
+    ]
+    assert all(hit.score > 0 for hits in found for hit in hits)
+    hybrid = store.hybrid_search(random_vectors(1_500)[3:5], ["battery", "the of"], 3)
+    assert [len(hits) for hits in hybrid] == [3, 3]
+    assert {hit.chunk.position for hit in hybrid[0]} >= {3, 2_001}
+    assert hybrid[1][0].chunk.position == 4
+    backend.close()
+
+
+def test_a_server_without_bm25_does_not_claim_it(server: str) -> None:
+    backend = MilvusBackend(data_dir=Path(), uri=server, token=TOKEN)
+    assert "keyword_search" not in backend.check().capabilities
+    assert "2.3.5" in backend.check().version
+    backend.close()
+
+
+# --- connections
+
+
+def test_a_folder_in_use_is_told_with_the_way_out(tmp_path: Path) -> None:
+    """And what the message says works."""
+    backend = MilvusBackend(data_dir=tmp_path)
+    other = MilvusBackend(data_dir=tmp_path)  # the same process shares it
+    store = backend.create(SPEC)
+    store.upsert(library(), random_vectors(30))
+    assert other.open(SPEC.name).count() == 30
+    other.close()
+    refused = in_another_process(f"MilvusBackend(data_dir=Path({str(tmp_path)!r})).check()")
+    assert "Traceback" not in refused.stdout
+    message = refused.stderr.splitlines()[-1]
+    folder = tmp_path / "milvus.db"
+    command = f"milvus-lite server --host 127.0.0.1 --data-dir {folder}"
+    assert "StoreUnavailable" in message
+    assert "in use by another process" in message
+    assert command in message
+    backend.close()
+    free = in_another_process(
+        f"print(MilvusBackend(data_dir=Path({str(tmp_path)!r})).collections())"
+    )
+    assert free.stdout.strip() == f"['{SPEC.name}']"
+    with lite_server(folder) as (address, process):
+        code = f"store = MilvusBackend(data_dir=Path(), uri={address!r}).open({SPEC.name!r}); "
+        assert in_another_process(code + "print(store.count())").stdout.strip() == "30"
+        served = MilvusBackend(data_dir=Path(), uri=address, timeout_s=2)
+        store = served.open(SPEC.name)
+        new = replace(library()[1], metadata={"only": "this"})
+        store.upsert([new], random_vectors(1))
+        assert store.get([new.id]) == [new]
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            store.count()
+        process.kill()
+        process.wait()
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            store.count()
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            store.upsert([new], random_vectors(1))
+    with lite_server(folder, address):  # started again, it has loaded nothing
+        assert store.search(random_vectors(30)[4:5], 1)[0][0].chunk == library()[4]
+        served.close()
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line(server: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"uri": "http://127.0.0.1:1"}, "127.0.0.1:1 cannot be reached"),
+            ({"uri": "http://nowhere.invalid:1"}, "cannot be reached"),
+            ({"uri": mute, "timeout_s": 1}, "did not answer in time"),
+            ({"uri": server}, "refused the token"),
+            ({"uri": server, "token": "root:no"}, "refused the token"),
+            ({"uri": server.replace("http", "https")}, "cannot be reached"),
+            ({"uri": server, "token": TOKEN, "database": "no"}, "has no database 'no'"),
+        ]
+        code = f"""
+import time
+from rag.errors import StoreError
+for options, _ in {cases!r}:
+    started = time.monotonic()
+    try:
+        MilvusBackend(data_dir=Path(), **options).collections()
+    except StoreError as error:
+        print(error)
+    assert time.monotonic() - started < 8
+"""
+        told = in_another_process(code)
+    assert told.stderr == ""  # neither pymilvus nor gRPC says a word
+    assert len(told.stdout.splitlines()) == len(cases)
+    for line, (_, words) in zip(told.stdout.splitlines(), cases, strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize("uri", ["ftp://x", "http://", "http://host:abc", "milvus://host:1"])
+def test_an_address_that_is_none_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"stores\.milvus\.uri is '.*; use http://HOST:19530"):
+        MilvusBackend(data_dir=Path(), uri=uri)
+
+
+def test_a_file_is_no_folder_for_lite(tmp_path: Path) -> None:
+    (tmp_path / "old.db").write_bytes(b"SQLite format 3")
+    with pytest.raises(StoreUnavailable, match=r"old\.db cannot be opened"):
+        MilvusBackend(data_dir=Path(), uri=str(tmp_path / "old.db")).check()
+
+
+def test_a_killed_server_has_kept_what_it_acknowledged(tmp_path: Path) -> None:
+    quick = QUICK | {"common.session.ttl": "3"}  # s that the dead one still counts as alive
+    with milvus_server(tmp_path, quick) as address:
+        backend = MilvusBackend(data_dir=Path(), uri=address, token=TOKEN)
+        store = backend.create(SPEC)
+        store.upsert(library(), random_vectors(30))
+        store.delete(document_ids=["d1"])
+        backend.close()
+    with milvus_server(tmp_path, quick) as address:
+        backend = MilvusBackend(data_dir=Path(), uri=address, token=TOKEN)
+        store = backend.open(SPEC.name)
+        kept = [c for c in library() if c.document_id != "d1"]
+        assert store.get([c.id for c in library()]) == kept
+        assert len(store.search(random_vectors(1), 30)[0]) == 20
+        backend.close()
+
+
+def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
+    start = "from pathlib import Path\nfrom stores.milvus import MilvusBackend\n"
+    command = [sys.executable, "-c", start + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def lite_server(folder: Path, address: str = "") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of `milvus-lite server`, and its process."""
+    if not address:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "milvus_lite", "server", "--host", "127.0.0.1"]
+    command += ["--port", address.rpartition(":")[2], "--data-dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: answers(address), 30)
+            yield address, process
+        finally:
+            process.kill()
+
+
+def answers(address: str) -> bool:
+    backend = MilvusBackend(data_dir=Path(), uri=address)
+    try:
+        return bool(backend.check())
+    except StoreUnavailable:
+        return False
+    finally:
+        backend.close()

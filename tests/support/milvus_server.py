@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -19,30 +18,37 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 TOKEN = "root:Milvus"
-QUICK = {"authorization_enabled": True, "proxy.timeTickInterval": 20}
-"""Settings for tests: a token is wanted, and what is strongly consistent waits for 20 ms."""
+QUICK = {
+    "common.security.authorizationEnabled": "true",
+    "proxy.timeTickInterval": "20",  # ms that a strong read waits, instead of 200
+    "queryCoord.checkChannelInterval": "50",  # ms before a collection is loaded, instead of 1,000
+}
+"""Settings for tests: a token is wanted, and waits are short."""
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 @contextmanager
-def milvus_server(folder: Path | None = None, **settings: Any) -> Iterator[str]:
-    """The address of a server, which ends with the context; its data stays in `folder`, if given.
+def milvus_server(
+    folder: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """The address of a server, killed at the end; its data stays in `folder`, if given.
 
-    `settings` are those of its configuration file, such as `**QUICK`.
+    `settings` are those of its configuration file, such as `QUICK`.
     """
+    given = {key.replace(".", "_").upper(): value for key, value in (settings or {}).items()}
     with (
         tempfile.TemporaryDirectory() as temporary,
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            [sys.executable, __file__, str(folder or temporary), json.dumps(settings)],
+            [sys.executable, __file__, str(folder or temporary)],
+            env={**os.environ, **given},
             stdin=subprocess.PIPE,  # closes with this process: then the server ends too
             stdout=subprocess.PIPE,
             stderr=log,
@@ -67,16 +73,6 @@ def _isolate() -> None:
             fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 
 
-def _started(folder: str, settings: dict[str, Any]) -> Any:
-    from milvus import MilvusServer, MilvusServerConfig
-
-    server = MilvusServer(MilvusServerConfig(data_dir=folder))
-    for key, value in settings.items():
-        server.config.set(key, value)
-    server.start()
-    return server
-
-
 async def _forward(listening: socket.socket, port: int) -> None:
     """Until standard input closes."""
 
@@ -98,16 +94,20 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-def _main(folder: str, settings: str) -> None:
+def _main(folder: str) -> None:
+    from milvus import MilvusServer, MilvusServerConfig
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with socket.create_server(("127.0.0.1", 0)) as listening:
         _isolate()
-        server = _started(folder, json.loads(settings))
+        server = MilvusServer(MilvusServerConfig(data_dir=folder))
         try:
+            server.start()
             asyncio.run(_forward(listening, server.listen_port))
         finally:
-            server.server_proc.kill()  # stop() would wait a second, and kill it then
+            if server.server_proc:
+                server.server_proc.kill()  # stop() would wait a second, and kill it then
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(sys.argv[1])
