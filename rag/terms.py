@@ -32,10 +32,15 @@ _STOP_CJK = re.compile(
 )
 
 
-def terms(text: str) -> frozenset[str]:
-    """The terms of a text: stems, identifiers and numbers as they are, CJK character pairs."""
+def tokens(text: str) -> list[str]:
+    """The terms in the order of the text: stems, identifiers, numbers, pairs of CJK characters."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return frozenset(term for token in _TOKEN.findall(folded) for term in _terms(token))
+    return [term for token in _TOKEN.findall(folded) for term in _terms(token)]
+
+
+def terms(text: str) -> frozenset[str]:
+    """The different terms of a text; see `tokens`."""
+    return frozenset(tokens(text))
 
 
 def identifiers(text: str) -> frozenset[str]:

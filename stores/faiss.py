@@ -20,8 +20,9 @@ from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, S
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
 from stores.faiss_gpu import check_device, gpus
 from stores.faiss_index import IndexOptions, VectorIndex
-from stores.faiss_view import View, Views, members
-from stores.ranking import nearest, rank, scores
+from stores.faiss_view import View, Views
+from stores.keywords import KeywordIndex
+from stores.ranking import members, nearest, scores
 from stores.sqlite import FILE, ChunkTable, locked
 
 if TYPE_CHECKING:
@@ -43,13 +44,21 @@ class FaissStore:
         self._table = table
         self.spec = table.spec
         self._views = Views(table, options, device)
+        self._words = KeywordIndex(table)
         self._wrote = False
 
     def describe(self) -> StoreInfo:
         spec, main = self.spec, self._views.current().main
         kind = main.kind if main else "Flat"
         return StoreInfo(
-            "faiss", spec.name, spec.dim, spec.metric, kind, spec.embedder, self.count()
+            "faiss",
+            spec.name,
+            spec.dim,
+            spec.metric,
+            kind,
+            spec.embedder,
+            self.count(),
+            frozenset({"keyword_search"}),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -73,15 +82,17 @@ class FaissStore:
         queries = self._views.comparable(check_vectors(vectors, self.spec.dim))
         if k < 1:
             return [[] for _ in queries]
-        while True:
-            generation = self._table.generation
+
+        def find() -> list[Pairs]:
             wanted = None if where is None else self._table.seqs(where)
-            found = self._nearest(self._views.current(), queries, k, wanted)
-            chunks = self._table.chunks(sorted({seq for row in found for _, seq in row}))
-            whole = all(seq in chunks for row in found for _, seq in row)
-            # A chunk that went between the steps would leave fewer than k: look again.
-            if whole or generation == self._table.generation:
-                return [rank(((s, chunks[q]) for s, q in row if q in chunks), k) for row in found]
+            return self._nearest(self._views.current(), queries, k, wanted)
+
+        return self._table.hits(find, k)
+
+    def keyword_search(
+        self, texts: Sequence[str], k: int, where: Filter | None = None
+    ) -> list[list[Hit]]:
+        return self._table.hits(lambda: self._words.search(texts, k, where), k)
 
     def documents(self) -> Iterator[DocumentRecord]:
         return self._table.documents()
@@ -96,6 +107,7 @@ class FaissStore:
         if self._wrote:
             self._wrote = False
             self._views.current(patient=False)
+            self._words.save()
         self._table.close()
 
     def _nearest(self, view: View, queries: Vectors, k: int, wanted: Numbers | None) -> list[Pairs]:

@@ -1,27 +1,22 @@
-"""What a search over a `ChunkTable` looks through, kept equal to the table.
+"""The vectors that a search over a `ChunkTable` looks through, kept equal to the table.
 
-`index.faiss` holds most vectors, numbered by the rows' `seq`. What was written since is searched
+`index.faiss` holds most of them, numbered by the rows' `seq`. What was written since is searched
 beside it (the tail), what was deleted since is left out; when either grows, a new file is made.
-The file is only a cache, which `index.json` vouches for: lost, foreign or damaged, it is made anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
-from rag.errors import StoreUnavailable
+from stores.derived import DerivedFile
 from stores.faiss_index import MOST_POINTS, IndexOptions, VectorIndex
-from stores.ranking import unit
+from stores.ranking import members, unit
 from stores.sqlite import ChunkTable
 
 if TYPE_CHECKING:
@@ -55,14 +50,10 @@ class Views:
         self._spec = table.spec
         self._options = options
         self._device = device
-        self._path = table.folder / "index.faiss"
-        self._stamp_path = table.folder / "index.json"
+        self._file = DerivedFile(table, "index.faiss")
         self._lock = threading.RLock()
         self._view: View | None = None
         self._stamp: dict[str, Any] = {}  # of the file that the view came from
-        if self._read_stamp().get("generation", 0) > table.generation:
-            # A table restored from a backup gives out numbers again that the index knows already.
-            self._stamp_path.unlink(missing_ok=True)
 
     def current(self, *, patient: bool = True) -> View:
         """The view of the table's generation, which another process may have moved.
@@ -83,7 +74,7 @@ class Views:
 
     def _refreshed(self, generation: int, patience: int) -> View:
         view = self._view
-        stamp = self._read_stamp()
+        stamp = self._file.stamp()
         if view is None or stamp != self._stamp:
             loaded = self._load(stamp, mapped=True)
             if loaded is not None:
@@ -122,7 +113,7 @@ class Views:
         if index is None:
             index, new = self._untrained(seqs), seqs
         index.add(self._batches(new))
-        self._save(index, generation)
+        self._stamp = self._file.save(index.save, generation) or self._stamp
         index.use_device(self._device)
         alive = members(index.numbers, seqs)
         view = self._empty(generation, index)
@@ -145,60 +136,15 @@ class Views:
         none = np.zeros(0, np.int64)
         return View(generation, main, None, none, np.zeros((0, self._spec.dim), np.float32))
 
-    def _read_stamp(self) -> dict[str, Any]:
-        try:
-            stamp = json.loads(self._stamp_path.read_text("utf-8"))
-            return stamp if isinstance(stamp["generation"], int) else {}
-        except (OSError, ValueError, LookupError, TypeError):
-            return {}
-
     def _load(self, stamp: dict[str, Any], *, mapped: bool) -> VectorIndex | None:
         """The saved index, None unless it is the one that `stamp` describes, of this table."""
         try:
-            if not stamp or stamp["generation"] > self._table.generation:
+            if not self._file.is_sound(stamp):
                 return None
-            if _identity(self._path) != stamp["file"] and _sha256(self._path) != stamp["sha256"]:
-                return None
-            index = VectorIndex.load(self._path, self._options, mapped=mapped)
+            index = VectorIndex.load(self._file.path, self._options, mapped=mapped)
         except (OSError, LookupError, RuntimeError):
             return None
         measure = faiss.METRIC_L2 if self._spec.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         if index is None or (index.dim, index.metric_type) != (self._spec.dim, measure):
             return None
         return index
-
-    def _save(self, index: VectorIndex, generation: int) -> None:
-        """Replace the files atomically. Failing costs only time at the next open."""
-        part = self._path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with self._table.exclusive():
-                index.save(part)
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
-                stamp = {"generation": generation, "sha256": _sha256(part), "file": _identity(part)}
-                part.replace(self._path)
-                part.write_text(json.dumps(stamp), "utf-8")
-                part.replace(self._stamp_path)
-                self._stamp = stamp
-        except (StoreUnavailable, RuntimeError, OSError):
-            part.unlink(missing_ok=True)
-
-
-def members(numbers: Numbers, wanted: Numbers) -> NDArray[np.bool_]:
-    """Of each of `numbers` whether it is among `wanted`; both ascend."""
-    found = np.zeros(len(numbers), np.bool_)
-    if len(wanted) and len(numbers):
-        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-        found[at[numbers[at] == wanted]] = True
-    return found
-
-
-def _identity(path: Path) -> list[int]:
-    """Changes whenever the file is written, so that it need not be read whole at every open."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rag.filters import Filter, matches
+from rag.terms import tokens
 from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
+from stores.keywords import words_of
+from stores.postings import Postings, search
 from stores.ranking import rank, scores
 
 if TYPE_CHECKING:
@@ -26,12 +29,21 @@ class MemoryStore:
     def __init__(self, spec: CollectionSpec) -> None:
         self.spec = spec
         self._rows: dict[str, tuple[Chunk, Vectors]] = {}
+        self._words: dict[str, list[str]] = {}
+        self._postings: Postings | None = None
         self._lock = threading.RLock()
 
     def describe(self) -> StoreInfo:
         spec = self.spec
         return StoreInfo(
-            "memory", spec.name, spec.dim, spec.metric, "exact", spec.embedder, self.count()
+            "memory",
+            spec.name,
+            spec.dim,
+            spec.metric,
+            "exact",
+            spec.embedder,
+            self.count(),
+            frozenset({"keyword_search"}),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -39,6 +51,8 @@ class MemoryStore:
         with self._lock:
             for chunk, vector in zip(chunks, vectors, strict=True):
                 self._rows[chunk.id] = (replace(chunk, metadata=dict(chunk.metadata)), vector)
+                self._words[chunk.id] = words_of(chunk)
+            self._postings = None
 
     def delete(
         self,
@@ -58,7 +72,8 @@ class MemoryStore:
                 and (document_ids is None or chunk.document_id in wanted_documents)
             ]
             for chunk_id in doomed:
-                del self._rows[chunk_id]
+                del self._rows[chunk_id], self._words[chunk_id]
+            self._postings = None
             return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
@@ -73,6 +88,21 @@ class MemoryStore:
         table = scores(queries, np.stack([vector for _, vector in rows]), self.spec.metric)
         chunks = [chunk for chunk, _ in rows]
         return [rank(zip(row.tolist(), chunks, strict=True), k) for row in table]
+
+    def keyword_search(
+        self, texts: Sequence[str], k: int, where: Filter | None = None
+    ) -> list[list[Hit]]:
+        with self._lock:
+            chunks = [chunk for chunk, _ in self._rows.values()]
+            if self._postings is None:
+                self._postings = Postings.of(enumerate(self._words[c.id] for c in chunks))
+            postings = self._postings
+        may = [where is None or matches(where, chunk.fields()) for chunk in chunks]
+        among = [np.array(may, np.bool_)]
+        return [
+            rank(((s, chunks[n]) for s, n in search([postings], tokens(text), k, among)), k)
+            for text in texts
+        ]
 
     def documents(self) -> Iterator[DocumentRecord]:
         first: dict[tuple[str, str, str], Chunk] = {}

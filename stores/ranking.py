@@ -71,3 +71,12 @@ def scores(queries: Vectors, vectors: Vectors, metric: Metric) -> NDArray[np.flo
     lengths = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :]
     distances: NDArray[np.float64] = np.minimum(2 * products - lengths, 0.0)
     return distances
+
+
+def members(numbers: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each of `numbers` whether it is among `wanted`; both ascend."""
+    found = np.zeros(len(numbers), np.bool_)
+    if len(wanted) and len(numbers):
+        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        found[at[numbers[at] == wanted]] = True
+    return found

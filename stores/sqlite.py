@@ -12,7 +12,7 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 
 from rag.errors import StoreUnavailable
 from rag.filters import Filter, kind
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint, Scalar
+from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint, Hit, Scalar
+from stores.ranking import rank
 from stores.sql_filters import to_sql
 
 if TYPE_CHECKING:
@@ -186,6 +187,19 @@ class ChunkTable:
             [json.dumps(list(seqs))],
         )
         return {row[0]: _chunk(row[1:]) for row in rows}
+
+    def hits(
+        self, find: Callable[[], Sequence[Sequence[tuple[float, int]]]], k: int
+    ) -> list[list[Hit]]:
+        """The `k` best hits of each row of (score, seq) pairs that `find` gives."""
+        while True:
+            generation = self.generation
+            found = find()
+            chunks = self.chunks(sorted({seq for row in found for _, seq in row}))
+            whole = all(seq in chunks for row in found for _, seq in row)
+            # A chunk that went between the steps would leave fewer than k: look again.
+            if whole or generation == self.generation:
+                return [rank(((s, chunks[q]) for s, q in row if q in chunks), k) for row in found]
 
     def seqs(self, where: Filter | None = None) -> NDArray[np.int64]:
         """The seq of every chunk that matches, ascending."""
