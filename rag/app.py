@@ -35,12 +35,19 @@ class App:
         return self.backend_of(self.settings.store)
 
     def backend_of(self, kind: str) -> StoreBackend:
-        """A kind of store, with its settings from `[stores.KIND]`; connected once."""
+        """A kind of store, with its settings from `[stores.KIND]`; connected once.
+
+        Its collections have keyword search: their own, or that of `stores.sidecar`.
+        """
         if kind not in self._backends:
+            from stores.sidecar import KeywordBackend
+
             given = self.settings.stores.get(kind, {})
             make = plugins.load("store", kind)
             options = plugins.options(make, f"stores.{kind}", given, leave_out=("data_dir",))
-            self._backends[kind] = make(data_dir=self.settings.data_dir, **options)
+            folder = self.settings.data_dir
+            backend: StoreBackend = make(data_dir=folder, **options)
+            self._backends[kind] = KeywordBackend(backend, folder / "keywords" / kind, self._say)
         return self._backends[kind]
 
     def close(self) -> None:

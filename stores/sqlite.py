@@ -221,6 +221,15 @@ class ChunkTable:
         condition, values = to_sql(where)
         return int(self._one(f"SELECT count(*) FROM chunks WHERE {condition}", values))
 
+    def ids(self, batch: int = 1_000) -> Iterator[list[str]]:
+        """Every id, in batches; what is deleted meanwhile disturbs nothing."""
+        last = 0
+        while rows := self._all(
+            "SELECT seq, id FROM chunks WHERE seq > ? ORDER BY seq LIMIT ?", [last, batch]
+        ):
+            last = rows[-1][0]
+            yield [row[1] for row in rows]
+
     def documents(self) -> Iterator[DocumentRecord]:
         """A record for each version of each document, ordered by source, then version."""
         # SQLite fills bare columns from the row that has the minimum: the chunk nearest the start.
