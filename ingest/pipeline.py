@@ -12,9 +12,9 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,22 @@ def ingest(
     return _Run(store, embedder, options, progress).ingest(paths)
 
 
+def ingest_documents(
+    documents: Iterable[Document],
+    *,
+    store: VectorStore,
+    embedder: Embedder,
+    options: Options,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Report:
+    """Make the collection hold these documents, which come from elsewhere than files.
+
+    Others that it holds stay. The version of a document is made here, from what it holds and the
+    chunk settings. What `ingest` promises about runs that die holds here too.
+    """
+    return _Run(store, embedder, options, progress).ingest_documents(documents)
+
+
 def document_id(source: str) -> str:
     """The id of the document at `source`: 64 bits of its SHA-256, in hexadecimal."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -145,23 +161,35 @@ class _Run:
         started = time.perf_counter()
         with self._timed("read"):
             found = walk(paths)
-            if self._store is not None:
-                for record in self._store.documents():
-                    self._known[record.id][record.version] = record.complete
-                    self._sources[record.source] = record.id
+            self._look_up()
             for folder, reason in found.unreadable.items():
                 self._skip(folder, f"cannot be listed ({reason}); check its permissions", True)
             outdated = self._outdated(found)
         self._of_files = len(outdated)
         if outdated:
             self._progress(Progress(0, self._of_files, 0))
-        self._write(self._chunks(outdated))
+            self._write(self._chunks(self._read(outdated)))
         if self._options.prune:
             self._prune(found)
         if not self._options.dry_run:
             self._verify()
         self.report.seconds["total"] = time.perf_counter() - started
         return self.report
+
+    def ingest_documents(self, documents: Iterable[Document]) -> Report:
+        started = time.perf_counter()
+        with self._timed("read"):
+            self._look_up()
+        self._write(self._chunks(self._missing(documents)))
+        self._verify()
+        self.report.seconds["total"] = time.perf_counter() - started
+        return self.report
+
+    def _look_up(self) -> None:
+        """Learn what the store holds."""
+        for record in self._store.documents() if self._store is not None else ():
+            self._known[record.id][record.version] = record.complete
+            self._sources[record.source] = record.id
 
     def _outdated(self, found: Walk) -> list[Path]:
         """The files whose current version the store does not hold whole."""
@@ -185,39 +213,54 @@ class _Run:
                     outdated.append(path)
         return outdated
 
-    def _chunks(self, paths: Sequence[Path]) -> Iterator[Chunk]:
-        """The chunks of every readable file; of each document, the one at position 0 last."""
-        if not paths:
-            return
-        options = self._options
-        # First: a setting that it refuses must be told before processes are started for reading.
-        splitter = Splitter(self._embedder, options.tokens, options.overlap)
-        results = read_all(paths, options.limits)
+    def _read(self, paths: Sequence[Path]) -> Iterator[Document]:
+        """Every readable file as a document."""
+        results = read_all(paths, self._options.limits)
         while True:
             with self._timed("read"):
                 path, result = next(results, (None, None))
-                if path is None or result is None:
-                    return
-                if isinstance(result, RagError):
-                    self._skip(path, str(result), failed=True)
-                    self._of_files -= 1
-                    continue
-                read_digest, parsed = result
-                document = Document(
-                    id=document_id(str(path)),
-                    source=str(path),
-                    version=self._version(read_digest),
-                    title=parsed.title,
-                    pages=parsed.pages,
-                    metadata={**parsed.metadata, **options.metadata},
-                )
+            if path is None or result is None:
+                return
+            if isinstance(result, RagError):
+                self._skip(path, str(result), failed=True)
+                self._of_files -= 1
+                continue
+            read_digest, parsed = result
+            yield Document(
+                id=document_id(str(path)),
+                source=str(path),
+                version=self._version(read_digest),
+                title=parsed.title,
+                pages=parsed.pages,
+                metadata={**parsed.metadata, **self._options.metadata},
+            )
+
+    def _missing(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents that the store does not hold whole, with their versions."""
+        for document in documents:
+            content = json.dumps(asdict(document), sort_keys=True)
+            version = self._version(hashlib.sha256(content.encode()).hexdigest())
+            if self._known[document.id].get(version):
+                self.report.unchanged += 1
+                self._drop_others(document.id, version)
+            elif any(page.text.strip() for page in document.pages):
+                yield replace(document, version=version)
+            else:
+                self._skip(document.source, "holds no text", failed=False)
+
+    def _chunks(self, documents: Iterable[Document]) -> Iterator[Chunk]:
+        """The chunks of every document; of each, the one at position 0 last."""
+        options = self._options
+        # First: a setting that it refuses must be told before processes are started for reading.
+        splitter = Splitter(self._embedder, options.tokens, options.overlap)
+        for document in documents:
+            with self._timed("read"):
                 chunks = splitter.split(document, self._now)
-                known = self._known[document.id]
-                if any(known.values()):
-                    self.report.changed += 1
-                else:
-                    self.report.new += 1
-                self._emitted[document.id, document.version] = len(chunks)
+            if any(self._known[document.id].values()):
+                self.report.changed += 1
+            else:
+                self.report.new += 1
+            self._emitted[document.id, document.version] = len(chunks)
             yield from chunks[1:]
             yield chunks[0]
 
@@ -300,7 +343,7 @@ class _Run:
         ]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _skip(self, path: Path, reason: str, failed: bool) -> None:
+    def _skip(self, path: Path | str, reason: str, failed: bool) -> None:
         source = str(path).encode(errors="backslashreplace").decode()
         self.report.skipped.append(Skipped(source, reason, failed))
 

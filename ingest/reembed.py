@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from ingest.pipeline import embedding_text
 from rag.errors import StoreError
-from rag.filters import And, Compare
 from rag.protocols import Embedder, VectorStore
 
 _BATCH = 128
@@ -31,9 +30,12 @@ def reembed(
     """
     embedded = 0
     for _ in range(_ROUNDS):
-        embedded += _embed_missing(source, shadow, embedder, progress)
-        _delete_surplus(source, shadow)
-        if _contents(source) == _contents(shadow):
+        more = _embed_missing(source, shadow, embedder, progress)
+        embedded += more
+        if shadow.count() > source.count():
+            _delete_surplus(source, shadow)
+        # A pass that found every chunk as it is, and no more of them: nothing moved since.
+        if not more and shadow.count() == source.count():
             return embedded
     raise StoreError(
         "the collection is being written to all the time", "run this again when it is at rest"
@@ -60,16 +62,7 @@ def _embed_missing(
 
 
 def _delete_surplus(source: VectorStore, shadow: VectorStore) -> None:
-    """Delete what an earlier run, or this one, took from versions that are gone since."""
-    kept = {(record.id, record.version) for record in source.documents()}
-    for record in list(shadow.documents()):
-        if (record.id, record.version) not in kept:
-            version = And(
-                (Compare("document_id", "eq", record.id), Compare("version", "eq", record.version))
-            )
-            shadow.delete(where=version)
-
-
-def _contents(store: VectorStore) -> list[tuple[str, str, int]]:
-    """What the store holds, as far as a write to it would show."""
-    return sorted((record.id, record.version, record.chunks) for record in store.documents())
+    """Delete what an earlier run, or this one, took and the source no longer has."""
+    for chunks, _ in shadow.scan():
+        held = {chunk.id for chunk in source.get([chunk.id for chunk in chunks])}
+        shadow.delete(ids=[chunk.id for chunk in chunks if chunk.id not in held])

@@ -15,7 +15,7 @@ from rag.evidence import evidence
 from rag.filters import Filter
 from rag.prompt import NO_ANSWER, build
 from rag.protocols import Generator
-from rag.retrieve import Retriever
+from rag.retrieve import DEFAULT, Retriever, SearchOptions
 from rag.sentences import is_cjk
 from rag.types import Answer, Citation, Hit, Prompt, Usage
 
@@ -56,6 +56,7 @@ class Answerer:
         min_evidence: float,
         context_tokens: int,
         answer_tokens: int,
+        options: SearchOptions = DEFAULT,
     ) -> None:
         """`fallback` answers when `generator` cannot. `min_evidence` is as in `rag.evidence`."""
         self._retriever = retriever
@@ -64,6 +65,7 @@ class Answerer:
         self._min_evidence = min_evidence
         self._context_tokens = context_tokens
         self._answer_tokens = answer_tokens
+        self._options = options
 
     def ask(self, question: str, k: int, where: Filter | None = None) -> Answer:
         """The whole answer. Raises InputError, StoreError, ModelError (of the embedder)."""
@@ -82,12 +84,14 @@ class Answerer:
     ) -> AsyncGenerator[Event]:
         """Sources, then Tokens as they come, then Done. Closing it stops the generation."""
         run = _Run(time.perf_counter())
-        hits = await asyncio.to_thread(self._retriever.search, question, k, where)
+        found = await asyncio.to_thread(self._retriever.search, question, k, where, self._options)
         run.lap("search")
-        strength = evidence(question, hits)
+        run.timings |= found.timings_ms
+        run.degraded += found.degraded
+        strength = evidence(question, found.hits, found.similarity)
         prompt = build(
             question,
-            hits,
+            found.hits,
             context_tokens=self._context_tokens,
             answer_tokens=self._answer_tokens,
         )

@@ -8,16 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins
-from rag.errors import InputError, StoreError, UnknownCollection, UnknownDocument
-from rag.types import Answer, CollectionSpec, DocumentRecord, Hit, Scalar, StoreInfo
+from rag.errors import (
+    DimensionMismatch,
+    EmbedderMismatch,
+    InputError,
+    MetricMismatch,
+    StoreError,
+    UnknownCollection,
+    UnknownDocument,
+)
+from rag.types import Answer, CollectionSpec, DocumentRecord, Fingerprint, Scalar, StoreInfo
 
 if TYPE_CHECKING:
     from ingest.pipeline import Progress, Report
     from rag.answer import Answerer
+    from rag.evaluation.corpus import Corpus
     from rag.filters import Filter
     from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
+    from rag.retrieve import Retrieved, Retriever, SearchOptions
     from rag.settings import Settings
     from stores.copy import CopyReport
+
+
+# Notes kept with a collection: for which one it gathers new vectors; which one it is to replace,
+# now that it is whole; how its two legs are joined.
+_SHADOW, _REPLACES, _FUSION = "shadow_of", "replaces", "fusion"
 
 
 class App:
@@ -42,6 +57,8 @@ class App:
         if kind not in self._backends:
             from stores.sidecar import KeywordBackend
 
+            for name in self.settings.stores:
+                plugins.check("store", name)  # a misspelt section would be ignored in silence
             given = self.settings.stores.get(kind, {})
             make = plugins.load("store", kind)
             options = plugins.options(make, f"stores.{kind}", given, leave_out=("data_dir",))
@@ -58,7 +75,7 @@ class App:
     @contextmanager
     def store(self) -> Iterator[VectorStore]:
         """The collection that the settings name, closed at the end. Raises UnknownCollection."""
-        store = self.backend.open(self.settings.collection)
+        store = self._open(self.settings.collection)
         try:
             yield store
         finally:
@@ -84,7 +101,13 @@ class App:
         if info is not None and live is not None:
             from stores.checks import check_embedder
 
-            check_embedder(info.collection, asked=embedder.fingerprint, live=live)
+            asked = embedder.fingerprint
+            check_embedder(info.collection, asked=asked, live=live, store=info.kind)
+        elif info is not None and info.count:
+            self._say(
+                f"warning: collection {info.collection!r} does not say which embedder made it; "
+                f"taking it for {values['model']}"
+            )
         return embedder
 
     def ingest(
@@ -117,7 +140,7 @@ class App:
             dry_run=dry_run,
         )
         try:
-            store: VectorStore | None = self.backend.open(self.settings.collection)
+            store: VectorStore | None = self._open(self.settings.collection)
         except UnknownCollection:
             store = None
         embedder = self.embedder(store.describe() if store else None)
@@ -133,37 +156,79 @@ class App:
             if store is not None:
                 store.close()
 
-    def search(self, question: str, k: int, where: Filter | None = None) -> list[Hit]:
-        """The `k` best passages for a question, best first."""
+    @contextmanager
+    def retriever(self) -> Iterator[Retriever]:
+        """What searches the collection: its embedder, and how its two legs are to be joined."""
+        from rag.fusion import Fusion
         from rag.retrieve import Retriever
 
         with self.store() as store:
-            return Retriever(store, self.embedder(store.describe())).search(question, k, where)
+            info = store.describe()
+            settings = self.settings.rerank
+            reranker = None
+            if settings.kind != "none":
+                values = {name: getattr(settings, name) for name in type(settings).model_fields}
+                reranker = plugins.load("reranker", settings.kind)(
+                    **values, models_dir=self.settings.models_dir, say=self._say
+                )
+            yield Retriever(
+                store,
+                self.embedder(info),
+                metric=info.metric,
+                fusion=Fusion.from_json(info.notes.get(_FUSION, "{}")),
+                reranker=reranker,
+                candidates=settings.candidates,
+            )
 
-    def ask(self, question: str, k: int, where: Filter | None = None) -> Answer:
+    def search_options(self, **asked: Any) -> SearchOptions:
+        """How to search: the settings, and above them what is asked for and not None."""
+        from rag.retrieve import SearchOptions
+
+        settings = self.settings.search
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        return SearchOptions(**values | {n: v for n, v in asked.items() if v is not None})
+
+    def search(
+        self,
+        question: str,
+        k: int,
+        where: Filter | None = None,
+        options: SearchOptions | None = None,
+    ) -> Retrieved:
+        """The `k` best passages for a question, best first."""
+        with self.retriever() as retriever:
+            return retriever.search(question, k, where, options or self.search_options())
+
+    def ask(
+        self,
+        question: str,
+        k: int,
+        where: Filter | None = None,
+        options: SearchOptions | None = None,
+    ) -> Answer:
         """The answer to a question, whole."""
-        with self.answerer() as answerer:
+        with self.answerer(options) as answerer:
             return answerer.ask(question, k, where)
 
     @contextmanager
-    def answerer(self) -> Iterator[Answerer]:
+    def answerer(self, options: SearchOptions | None = None) -> Iterator[Answerer]:
         """What answers questions about the collection."""
         from rag.answer import Answerer
-        from rag.retrieve import Retriever
 
-        with self.store() as store:
-            embedder = self.embedder(store.describe())
+        with self.retriever() as retriever:
+            embedder = retriever.embedder
             fallback = self._generator("extractive", embedder)
             kind = self.settings.generator.kind
             if kind == "auto":
                 kind = "openai" if self.settings.generator.url else "extractive"
             yield Answerer(
-                Retriever(store, embedder),
+                retriever,
                 fallback if kind == "extractive" else self._generator(kind, embedder),
                 fallback,
                 min_evidence=self.settings.answer.min_evidence,
                 context_tokens=self.settings.generator.context_tokens,
                 answer_tokens=self.settings.generator.max_tokens,
+                options=options or self.search_options(),
             )
 
     def copy(
@@ -197,21 +262,64 @@ class App:
         """
         from ingest.reembed import reembed
 
-        backend, shadow_name = self.backend, f"{name[:55]}--next"
-        with closing(backend.open(name)) as source:
-            info = source.describe()
-            embedder = self.embedder(model=model)
-            made_by = embedder.fingerprint
-            spec = CollectionSpec(shadow_name, made_by.dim, info.metric, made_by)
-            try:
-                shadow = backend.create(spec)
-            except StoreError:  # what an earlier run left has other vectors
-                backend.drop(shadow_name)
-                shadow = backend.create(spec)
-            with closing(shadow):
-                embedded = reembed(source, shadow, embedder, progress)
-        backend.replace(name, by=shadow_name)
+        if not model:
+            raise InputError("no model is named", "add --model MODEL")
+        shadow_name = f"{name[:55]}--{'then' if name.endswith('--next') else 'next'}"
+        embedder = self.embedder(model=model)
+        embedded = 0
+        # Twice: what is written while the shadow is closed, which indexes it, must come along.
+        for whole in (False, True):
+            with closing(self._open(name)) as source:
+                shadow = self._shadow(shadow_name, source.describe(), embedder.fingerprint)
+                with closing(shadow):
+                    embedded += reembed(source, shadow, embedder, progress)
+                    if whole:
+                        shadow.annotate({_REPLACES: name})
+        self.backend.replace(name, by=shadow_name)
+        self._rename_done(name)
         return embedded
+
+    def _open(self, name: str) -> VectorStore:
+        """The collection; if a run died while it was being replaced, that is finished first."""
+        try:
+            return self.backend.open(name)
+        except UnknownCollection:
+            for other in self.backend.collections():
+                if other.startswith(f"{name[:55]}--") and self._notes(other).get(_REPLACES) == name:
+                    self.backend.replace(name, by=other)
+                    self._rename_done(name)
+                    return self.backend.open(name)
+            raise
+
+    def _rename_done(self, name: str) -> None:
+        with closing(self.backend.open(name)) as store:
+            store.annotate({_SHADOW: "", _REPLACES: ""})
+
+    def _notes(self, name: str) -> Mapping[str, str]:
+        with closing(self.backend.open(name)) as store:
+            return store.describe().notes
+
+    def _shadow(self, name: str, source: StoreInfo, made_by: Fingerprint) -> VectorStore:
+        """The collection in which new vectors are gathered: made, or what an earlier run left."""
+        if name in self.backend.collections() and not self._is_shadow(name, source.collection):
+            raise StoreError(
+                f"the collection {name!r} stands where the new vectors are to be gathered",
+                "copy it to another name and delete it",
+            )
+        spec = CollectionSpec(name, made_by.dim, source.metric, made_by)
+        try:
+            shadow = self.backend.create(spec)
+        except (DimensionMismatch, MetricMismatch, EmbedderMismatch):  # of another run
+            self.backend.drop(name)
+            shadow = self.backend.create(spec)
+        shadow.annotate({_SHADOW: source.collection})
+        return shadow
+
+    def _is_shadow(self, name: str, of: str) -> bool:
+        with closing(self.backend.open(name)) as store:
+            info = store.describe()
+            # A run that died just after it made the collection had not marked it.
+            return info.notes.get(_SHADOW) == of or not (info.count or info.notes)
 
     def collections(self) -> list[StoreInfo]:
         """What every collection of the store says of itself; of a damaged one, a line is said."""
@@ -226,7 +334,7 @@ class App:
         return found
 
     def documents(self) -> list[DocumentRecord]:
-        """A record for each document of the collection, the version that is whole."""
+        """A record for each version of each document of the collection."""
         with self.store() as store:
             return list(store.documents())
 
@@ -238,7 +346,7 @@ class App:
         records = self.documents()
         absolute = str(Path(name).expanduser().absolute())
         exact = [r for r in records if name == r.id or r.source in (name, absolute)]
-        found = exact or [r for r in records if r.source.endswith("/" + name.lstrip("./"))]
+        found = exact or [r for r in records if r.source.endswith("/" + name.removeprefix("./"))]
         if not found:
             raise UnknownDocument(
                 f"collection {self.settings.collection!r} holds no document {name!r}",
@@ -257,3 +365,45 @@ class App:
             **values, embedder=embedder, sentences=self.settings.answer.sentences
         )
         return generator
+
+    @contextmanager
+    def evaluation_target(
+        self,
+        corpus: Corpus,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
+        like: VectorStore | None = None,
+    ) -> Iterator[Retriever]:
+        """What searches a dataset's corpus, in a collection of its own, which is kept and reused.
+
+        It is made as ingestion would make it; `like` is the same collection in another store, from
+        which vectors are taken. From here on it is the collection of this application.
+        """
+        from ingest.pipeline import Options, ingest_documents
+        from ingest.split import SPLITTER_VERSION
+        from stores.copy import copy
+
+        embedder, metric, shape = self.embedder(), self.settings.metric, self.settings.ingest
+        made_by, options = embedder.fingerprint, Options(shape.chunk_tokens, shape.overlap_tokens)
+        index = self.settings.stores.get(self.settings.store, {}).get("index", "")
+        name = corpus.collection(
+            made_by, options.tokens, options.overlap, SPLITTER_VERSION, metric, index
+        )
+        self.settings = self.settings.model_copy(update={"collection": name})
+        with closing(
+            self.backend.create(CollectionSpec(name, made_by.dim, metric, made_by))
+        ) as store:
+            total = len(corpus.ids)
+            held = store.count() > 0
+            if like is not None and not held:
+                copy(like, store)
+            done = "using" if held else "indexing"
+            self._say(f"{done} collection {name} of {self.settings.store}, {total} documents")
+            ingest_documents(
+                corpus.documents(),
+                store=store,
+                embedder=embedder,
+                options=options,
+                progress=lambda now: progress(now.files, total),
+            )
+        with self.retriever() as retriever:
+            yield retriever

@@ -52,24 +52,24 @@ def rank_sentences(question: str, passages: Sequence[Hit], embedder: Embedder) -
     return sorted(quotes, key=lambda quote: (-quote.score, quote.passage, quote.start))
 
 
-def evidence(question: str, passages: Sequence[Hit]) -> float:
+def evidence(question: str, passages: Sequence[Hit], similarity: float | None) -> float:
     """How likely the passages hold an answer, 0 to 1; 0 for no passage.
 
-    A logistic regression on the best score and on the share of the question's terms in the best
-    passage, fitted on half of ClapNQ's dev set and on XQuAD and CMRC with and without the right
-    passage (all-MiniLM-L6-v2, half of the questions answerable). In CJK only the words count, for
-    that model cannot read it. A name with digits, such as E-45, that no passage holds is the mark
-    of a question about something else.
+    A logistic regression on `similarity`, the best cosine, and on the share of the question's terms
+    in the best passage, fitted on half of ClapNQ's dev set and on XQuAD and CMRC with and without
+    the right passage (all-MiniLM-L6-v2, half of the questions answerable). In CJK only the words
+    count, for that model cannot read it, and so they do when nothing else was searched. A name
+    with digits, such as E-45, that no passage holds marks a question about something else.
     """
     if not passages:
         return 0.0
     wanted = dict.fromkeys(terms(question), 1.0)
     words = [terms(f"{hit.chunk.title} {hit.chunk.text}") for hit in passages]
     covered = max(coverage(wanted, here) for here in words)
-    if is_cjk(question):
+    if similarity is None or is_cjk(question):
         logit = 7.7 * covered - 2.6
     else:
-        logit = 8.4 * passages[0].score + 4.4 * covered - 7.3
+        logit = 8.4 * similarity + 4.4 * covered - 7.3
     likely = 1 / (1 + math.exp(-logit))
     held = frozenset().union(*words)
     return likely if identifiers(question) <= held else likely / 10

@@ -1,7 +1,8 @@
 """The registry of backends: a name leads to a class that is imported on first use.
 
 Third parties add theirs through entry points in the groups `rag.stores`, `rag.embedders`,
-`rag.generators` and `rag.readers` (named by file suffix), without a line changed here.
+`rag.rerankers`, `rag.generators` and `rag.readers` (named by file suffix), without a line changed
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from rag.errors import ConfigError, MissingExtra, UnknownPlugin
 
-Kind: TypeAlias = Literal["store", "embedder", "generator", "reader"]
+Kind: TypeAlias = Literal["store", "embedder", "reranker", "generator", "reader"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ BUILT_IN: dict[Kind, dict[str, Plugin]] = {
             "sentence-transformers",
         ),
     },
+    "reranker": {
+        "cross-encoder": Plugin(
+            "rag.rerankers.cross_encoder:CrossEncoderReranker",
+            ("sentence_transformers", "torch"),
+            "sentence-transformers",
+        ),
+        "http": Plugin("rag.rerankers.http:HttpReranker", ("httpx2", "openai"), "openai"),
+    },
     "generator": {
         "extractive": Plugin("rag.generators.extractive:ExtractiveGenerator"),
         "openai": Plugin("rag.generators.openai:OpenAIGenerator", ("openai",), "openai"),
@@ -77,6 +86,12 @@ def names(kind: Kind) -> list[str]:
     return sorted({*BUILT_IN[kind], *(point.name for point in _entry_points(kind))})
 
 
+def check(kind: Kind, name: str) -> None:
+    """Raise UnknownPlugin unless there is a plug-in of that name."""
+    if name not in BUILT_IN[kind] and name not in names(kind):
+        raise _unknown(kind, name)
+
+
 def load(kind: Kind, name: str) -> Any:
     """The class (or reading function) of that name.
 
@@ -88,10 +103,7 @@ def load(kind: Kind, name: str) -> Any:
         for point in _entry_points(kind):
             if point.name == name:
                 return point.load()
-        known = names(kind)
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "known are: " + ", ".join(known)
-        raise UnknownPlugin(f"there is no {kind} named {name!r}", hint)
+        raise _unknown(kind, name)
     missing = [package for package in plugin.requires if find_spec(package) is None]
     if missing:
         raise MissingExtra(
@@ -143,6 +155,13 @@ def versions(plugin: Plugin) -> dict[str, str]:
         package: version(known[package][0]) if find_spec(package) and package in known else ""
         for package in plugin.requires
     }
+
+
+def _unknown(kind: Kind, name: str) -> UnknownPlugin:
+    known = names(kind)
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "known are: " + ", ".join(known)
+    return UnknownPlugin(f"there is no {kind} named {name!r}", hint)
 
 
 def _entry_points(kind: Kind) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rag.types import (
@@ -35,6 +35,12 @@ class Embedder(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as a document, prefix and special tokens included."""
+
+    def legibility(self, text: str) -> float:
+        """How much of the text the model can read, 0 to 1: its script may be none of the model's.
+
+        1 where that cannot be known.
+        """
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """float32, shape (len(texts), dim), unit rows. ContextTooLong if a text would be cut."""
@@ -75,6 +81,12 @@ class VectorStore(Protocol):
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         """The chunks in the order asked for; missing ones are left out."""
 
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        """The vectors of these chunks as they were given to `upsert`, in the order asked.
+
+        Missing ones are left out. float32, shape (n, dim).
+        """
+
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         """The `k` best of the chunks that match `where`, best first, a list a row of `vectors`.
 
@@ -89,6 +101,12 @@ class VectorStore(Protocol):
 
     def count(self, where: Filter | None = None) -> int:
         """How many chunks match."""
+
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        """Keep texts with the collection, by name: they are in `StoreInfo.notes` from then on.
+
+        Those of other names stay; an empty text removes one. Up to 16 KB of UTF-8 together.
+        """
 
     def close(self) -> None:
         """Free files, locks and connections. Idempotent."""
@@ -141,6 +159,23 @@ class StoreBackend(Protocol):
 
     def close(self) -> None:
         """Free connections and locks. Idempotent; a closed backend connects again when used."""
+
+
+class Reranker(Protocol):
+    """Reads a question and a passage together, which is slower and better than comparing vectors.
+
+    Synchronous; safe to call from several threads.
+    """
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+
+    def scores(self, question: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers the question; higher is better, the scale is the model's.
+
+        Raises ModelUnavailable.
+        """
 
 
 class Generator(Protocol):

@@ -1,28 +1,246 @@
-"""question -> Hit: the passages nearest to a question."""
+"""question -> Hit: the passages that answer a question, by meaning and by words."""
 
 from __future__ import annotations
 
-from rag.errors import InputError
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from rag.diversity import diverse, without_repeats
+from rag.errors import InputError, ModelError, StoreUnavailable
 from rag.filters import Filter
-from rag.protocols import Embedder, VectorStore
-from rag.types import Hit
+from rag.fusion import Fusion, fuse, single
+from rag.protocols import Embedder, Reranker, VectorStore
+from rag.types import Chunk, Hit, Leg, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_QUESTION = 8_000  # characters
+
+Mode: TypeAlias = Literal["hybrid", "dense", "keyword"]
+
+_FEEDBACK = 3  # first hits whose vectors show the dense leg what is meant
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How to search. What is not asked for costs nothing.
+
+    `diversity`, 0 to 1, trades relevance for hits that differ from those above (MMR). `expand` adds
+    so many of a hit's neighbours on either side, in the order of the document, after it.
+    """
+
+    mode: Mode = "hybrid"
+    rerank: bool = True
+    diversity: float = 0.0
+    expand: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"there is no mode {self.mode!r}", "use hybrid, dense or keyword")
+        if not 0 <= self.diversity <= 1:
+            raise InputError(f"diversity is {self.diversity}", "use 0 to 1")
+        if not 0 <= self.expand <= 10:
+            raise InputError(f"expand is {self.expand}", "use 0 to 10")
+
+
+DEFAULT = SearchOptions()
+
+
+@dataclass(slots=True)
+class Retrieved:
+    """The hits for one question, best first, and how they came about.
+
+    `similarity` is the cosine between the question and the chunk nearest to it, None when only
+    words were compared. `degraded` names the parts that failed, without which these were found;
+    `timings_ms` has a figure for each stage.
+    """
+
+    hits: list[Hit]
+    similarity: float | None = None
+    degraded: list[str] = field(default_factory=list)
+    timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 class Retriever:
     """Searches one collection with the embedder that it was made with."""
 
-    def __init__(self, store: VectorStore, embedder: Embedder) -> None:
+    def __init__(
+        self,
+        store: VectorStore,
+        embedder: Embedder,
+        *,
+        metric: Metric = "cosine",
+        fusion: Fusion | None = None,
+        reranker: Reranker | None = None,
+        candidates: int = 50,
+    ) -> None:
+        """`candidates` is how many hits the reranker reads."""
         self.store = store
         self.embedder = embedder
+        self.fusion = fusion or Fusion()
+        self._metric = metric
+        self._reranker = reranker
+        self._candidates = candidates
 
-    def search(self, question: str, k: int, where: Filter | None = None) -> list[Hit]:
-        """The `k` best chunks that match `where`, best first. InputError for no question."""
-        check_question(question)
+    def search(
+        self,
+        question: str,
+        k: int,
+        where: Filter | None = None,
+        options: SearchOptions = DEFAULT,
+    ) -> Retrieved:
+        """The `k` best chunks that match `where`. InputError for what is no question."""
+        return self.search_many([question], k, where, options)[0]
+
+    def search_many(
+        self,
+        questions: Sequence[str],
+        k: int,
+        where: Filter | None = None,
+        options: SearchOptions = DEFAULT,
+    ) -> list[Retrieved]:
+        """The `k` best chunks for each question: one call of the embedder, one of each leg."""
+        for question in questions:
+            check_question(question)
         if k < 1:
             raise InputError(f"top k is {k}", "use 1 or more")
-        return self.store.search(self.embedder.embed_queries([question]), k, where)[0]
+        if not questions:
+            return []
+        run = _Run()
+        found = self._found(questions, k, where, options, run)
+        if options.rerank and self._reranker is not None:
+            found = [
+                self._reranked(self._reranker, question, hits, run)
+                for question, hits in zip(questions, found, strict=True)
+            ]
+            run.lap("rerank")
+        found = [without_repeats(hits, k) for hits in found]
+        if options.diversity:
+            found = [diverse(self.store, hits, k, options.diversity) for hits in found]
+        found = [self._expanded(hits[:k], options.expand) for hits in found]
+        run.lap("search")
+        similar = run.similarities or [None] * len(found)
+        return [
+            Retrieved(hits, similarity, run.degraded, run.timings)
+            for hits, similarity in zip(found, similar, strict=True)
+        ]
+
+    def _found(
+        self,
+        questions: Sequence[str],
+        k: int,
+        where: Filter | None,
+        options: SearchOptions,
+        run: _Run,
+    ) -> list[list[Hit]]:
+        """More than `k` hits for each question, of the legs that the mode asks for."""
+        wanted = max(2 * k, self._candidates if self._reranker else 0)
+        if options.mode == "keyword":
+            hits = self._keyword(questions, max(wanted, k), where)
+            run.lap("search")
+            return [single(row, "keyword") for row in hits]
+        vectors = self.embedder.embed_queries(questions)
+        run.lap("embed")
+        if options.mode == "dense":
+            rows = self.store.search(vectors, wanted, where)
+            run.similarities = [self._similarity(row) for row in rows]
+            run.lap("search")
+            return [single(row, "dense") for row in rows]
+        wanted = max(wanted, self.fusion.candidates)
+        try:
+            words = self._keyword(questions, wanted, where)
+        except StoreUnavailable:
+            run.degraded.append("keyword")
+            words = [[] for _ in questions]
+        weights = [self.fusion.weight(self.embedder.legibility(text)) for text in questions]
+        dense = self.store.search(vectors, wanted, where)
+        run.similarities = [self._similarity(row) for row in dense]
+        found = self._fused(dense, words, weights)
+        if self.fusion.feedback:
+            nearer = self._with_feedback(vectors, found, weights)
+            dense = self.store.search(nearer, wanted, where)
+            found = self._fused(dense, words, weights)
+        run.lap("search")
+        return found
+
+    def _similarity(self, hits: Sequence[Hit]) -> float | None:
+        """The cosine of the nearest; vectors of embedders have length one."""
+        if not hits:
+            return None
+        return 1 + hits[0].score / 2 if self._metric == "l2" else hits[0].score
+
+    def _keyword(
+        self, questions: Sequence[str], wanted: int, where: Filter | None
+    ) -> list[list[Hit]]:
+        store: Any = self.store  # each that the application opens has it: see `stores.sidecar`
+        hits: list[list[Hit]] = store.keyword_search(list(questions), wanted, where)
+        return hits
+
+    def _fused(
+        self,
+        dense: Sequence[Sequence[Hit]],
+        words: Sequence[Sequence[Hit]],
+        weights: Sequence[float],
+    ) -> list[list[Hit]]:
+        rows = zip(dense, words, weights, strict=True)
+        return [fuse(near, worded, weight, self.fusion) for near, worded, weight in rows]
+
+    def _with_feedback(
+        self, vectors: NDArray[np.float32], found: list[list[Hit]], weights: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """The questions' vectors, moved towards the first hits' where the embedder reads them."""
+        import numpy as np
+
+        nearer = vectors.copy()
+        for row, (hits, weight) in enumerate(zip(found, weights, strict=True)):
+            if hits and weight > self.fusion.dense / 2:
+                best = self.store.vectors([hit.chunk.id for hit in hits[:_FEEDBACK]])
+                if len(best):
+                    nearer[row] += self.fusion.feedback * best.mean(axis=0)
+                    nearer[row] /= max(float(np.linalg.norm(nearer[row])), 1e-9)
+        return nearer
+
+    def _reranked(self, reranker: Reranker, question: str, hits: list[Hit], run: _Run) -> list[Hit]:
+        head, tail = hits[: self._candidates], hits[self._candidates :]
+        if not head or "reranker" in run.degraded:
+            return hits
+        try:
+            scores = reranker.scores(question, [hit.chunk.text for hit in head])
+        except ModelError:
+            run.degraded.append("reranker")
+            return hits
+        order = sorted(range(len(head)), key=lambda n: (-scores[n], n))
+        best = [
+            replace(
+                head[n],
+                score=scores[n],
+                legs=(*head[n].legs, Leg("rerank", rank, scores[n], 1.0)),
+            )
+            for rank, n in enumerate(order, start=1)
+        ]
+        # What was not read stands below all that was, in the old order.
+        least = min(scores)
+        return best + [replace(h, score=least - n) for n, h in enumerate(tail, start=1)]
+
+    def _expanded(self, hits: list[Hit], reach: int) -> list[Hit]:
+        """The hits, each followed by its neighbours that are not among them."""
+        if not reach:
+            return hits
+        seen = {hit.chunk.id for hit in hits}
+        ids = {hit.chunk.id: _around(hit.chunk, reach) for hit in hits}
+        held = {c.id: c for c in self.store.get([i for near in ids.values() for i in near])}
+        found = []
+        for hit in hits:
+            found.append(hit)
+            for near in ids[hit.chunk.id]:
+                if near in held and near not in seen:
+                    seen.add(near)
+                    found.append(Hit(held[near], hit.score, (Leg("neighbour", 0, hit.score, 1.0),)))
+        return found
 
 
 def check_question(question: str) -> None:
@@ -37,3 +255,27 @@ def check_question(question: str) -> None:
         raise InputError(
             "the question is not valid Unicode", "check the terminal's encoding"
         ) from error
+
+
+def _around(chunk: Chunk, reach: int) -> list[str]:
+    """The ids of a chunk's neighbours, if its id is made as ingestion makes them."""
+    stem = chunk.id.removesuffix(f":{chunk.position}")
+    if stem == chunk.id:
+        return []
+    positions = range(max(0, chunk.position - reach), chunk.position + reach + 1)
+    return [f"{stem}:{position}" for position in positions if position != chunk.position]
+
+
+class _Run:
+    """What is known so far of one search."""
+
+    def __init__(self) -> None:
+        self._lap = time.perf_counter()
+        self.timings: dict[str, float] = {}
+        self.degraded: list[str] = []
+        self.similarities: list[float | None] = []
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.timings[stage] = round(self.timings.get(stage, 0.0) + (now - self._lap) * 1000, 2)
+        self._lap = now

@@ -75,6 +75,28 @@ class IngestSettings(_Section):
     workers: int = Field(default=2, ge=1)
 
 
+class SearchSettings(_Section):
+    """`[search]`: which legs, how different the hits should be, how many neighbours go along."""
+
+    mode: Literal["hybrid", "dense", "keyword"] = "hybrid"
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    expand: int = Field(default=0, ge=0, le=10)
+
+
+class RerankSettings(_Section):
+    """`[rerank]`: what reads the best `candidates` again, together with the question."""
+
+    kind: str = "none"
+    model: str = ""
+    url: str = ""
+    api: Literal["tei", "jina", "cohere"] = "jina"
+    api_key: SecretStr = SecretStr("")
+    device: str = "auto"
+    candidates: int = Field(default=50, ge=1, le=1000)
+    timeout_s: float = Field(default=30.0, gt=0)
+    options: dict[str, Any] = {}
+
+
 class AnswerSettings(_Section):
     """`[answer]`: how many passages, and from how little evidence to abstain (0 to 1)."""
 
@@ -103,6 +125,8 @@ class Settings(BaseSettings):
     embedder: EmbedderSettings = EmbedderSettings()
     generator: GeneratorSettings = GeneratorSettings()
     ingest: IngestSettings = IngestSettings()
+    search: SearchSettings = SearchSettings()
+    rerank: RerankSettings = RerankSettings()
     answer: AnswerSettings = AnswerSettings()
     stores: dict[str, dict[str, Any]] = {}
 
@@ -135,9 +159,11 @@ class Loaded:
 
     def unknown(self, environment: Mapping[str, str]) -> list[str]:
         """RAG_* variables that name no setting: misspelt, or meant for another program."""
-        known = {_variable(n) for n, _ in _flatten(self.settings.model_dump())}
+        names = [n for n, _ in _flatten(self.settings.model_dump())]
+        tables = [n.rpartition(".")[0] for n in names if "." in n]  # given whole, as JSON
+        known = {_variable(n) for n in (*names, *tables)} | {"RAG_CONFIG", "RAG_DEBUG"}
         given = [name for name in environment if name.upper().startswith("RAG_")]
-        return sorted(n for n in given if n.upper() not in known | {"RAG_CONFIG", "RAG_DEBUG"})
+        return sorted(n for n in given if n.upper() not in known)
 
 
 def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
@@ -150,7 +176,7 @@ def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
     path = config or Path(CONFIG_FILE)
     layers: dict[str, Callable[[], dict[str, Any]]] = {
         str(path): lambda: TomlConfigSettingsSource(Settings, toml_file=path)(),
-        "environment": lambda: EnvSettingsSource(Settings)(),
+        "environment": lambda: _stores_by_name(EnvSettingsSource(Settings)()),
         "command line": lambda: InitSettingsSource(Settings, _nest(command_line))(),
     }
     merged: dict[str, Any] = {}
@@ -187,6 +213,18 @@ def _placed(settings: Settings) -> dict[str, Path]:
         raise ConfigError(f"a folder of the settings is not there ({error})", "mend it") from error
     kept = data_dir / "models" if models_dir == Path() else models_dir.absolute()
     return {"data_dir": data_dir, "models_dir": kept}
+
+
+def _stores_by_name(values: dict[str, Any]) -> dict[str, Any]:
+    """RAG_STORES_CHROMA_HOST=x names one setting, RAG_STORES_CHROMA={"host": "x"} many."""
+    stores = values.get("stores")
+    if isinstance(stores, dict):
+        for name, value in list(stores.items()):
+            kind, _, option = name.partition("_")
+            if option and not isinstance(value, dict):
+                del stores[name]
+                _merge(stores, {kind: {option: value}})
+    return values
 
 
 def _variable(name: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ingest.pipeline import Progress, Report
-    from rag.types import Answer, Citation, DocumentRecord, StoreInfo
+    from rag.types import Answer, Citation, DocumentRecord, Hit, StoreInfo
 
 
 # Controls, marks that turn the direction of text, and halves of characters.
@@ -90,10 +90,14 @@ def source(citation: Citation) -> None:
         write(f"    > {printable(quote)}")
 
 
-def hits(found: Sequence[Citation]) -> None:
-    """Search hits: where each is and how it begins."""
-    for citation in found:
+def hits(found: Sequence[Citation], explained: Sequence[Hit] = ()) -> None:
+    """Search hits: where each is and how it begins; of those `explained`, how each leg saw them."""
+    for number, citation in enumerate(found):
         source(citation)
+        for leg in explained[number].legs if explained else ():
+            write(
+                f"    {leg.name}: rank {leg.rank}, score {leg.score:.3f}, weight {leg.weight:.2f}"
+            )
         begin = " ".join(citation.text.split())
         write(f"    {printable(begin[:200])}{' ...' if len(begin) > 200 else ''}\n")
 
@@ -177,7 +181,9 @@ def progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def chunk_progress(done_word: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def chunk_progress(
+    done_word: str, *, quiet: bool, things: str = "chunks"
+) -> Iterator[Callable[[int, int], None]]:
     """What to tell (done, of) chunks to: a bar on a terminal, otherwise a line a few seconds."""
     if quiet:
         yield lambda _done, _of: None
@@ -195,7 +201,7 @@ def chunk_progress(done_word: str, *, quiet: bool) -> Iterator[Callable[[int, in
             nonlocal told
             if done == of or time.perf_counter() - told > 5:
                 told = time.perf_counter()
-                say(f"{done} of {of} chunks {done_word}")
+                say(f"{done} of {of} {things} {done_word}")
 
         yield line
 

@@ -69,11 +69,32 @@ BUILT_IN_FIELDS = ("document_id", "version", "position", "source", "title", "pag
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """How one way of searching ("dense", "keyword", "rerank") saw a hit.
+
+    `rank` counts from 1; `score` is its own; `weight` is its share in the score of the hit.
+    """
+
+    name: str
+    rank: int
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found. `score`: higher is better, in every store and metric."""
+    """A chunk that was found. `score`: higher is better, in every store and metric.
+
+    `legs` tell where a score that was put together came from; a store leaves them empty.
+    """
 
     chunk: Chunk
     score: float
+    legs: tuple[Leg, ...] = ()
+
+    def leg(self, name: str) -> Leg | None:
+        """How the leg of that name saw this hit; None if it did not find it."""
+        return next((leg for leg in self.legs if leg.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +148,7 @@ class StoreInfo:
     embedder: Fingerprint | None
     count: int
     capabilities: frozenset[str] = frozenset()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

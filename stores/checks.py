@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from rag.errors import (
     EmbedderMismatch,
     InputError,
     MetricMismatch,
+    StoreUnavailable,
     UnknownCollection,
 )
 from rag.filters import check_metadata
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # Small letters only: a name becomes a folder, and some file systems fold case. The length and the
 # alphabet fit the names that Milvus, Chroma and Pinecone accept.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NOTE = re.compile(r"[a-z0-9_]{1,32}")
+# As many as fit the metadata of one record in Pinecone, whatever the text.
+_NOTES_BYTES = 16_384
 
 
 def check_name(name: str) -> None:
@@ -40,7 +44,7 @@ def check_chunks(chunks: Sequence[Chunk], vectors: Vectors, dim: int) -> Vectors
     """The vectors as contiguous float32, shape (len(chunks), dim).
 
     Raises DimensionMismatch, or InputError for lengths that differ, NaN or infinity, ids or text
-    that are not Unicode, and metadata that is not flat.
+    that are not Unicode, NUL in ids, and metadata that is not flat.
     """
     vectors = check_vectors(vectors, dim)
     if len(vectors) != len(chunks):
@@ -48,6 +52,8 @@ def check_chunks(chunks: Sequence[Chunk], vectors: Vectors, dim: int) -> Vectors
     for chunk in chunks:
         if not chunk.id or not chunk.document_id:
             raise InputError("a chunk has an empty id or document id", "give every chunk both")
+        if "\0" in chunk.id + chunk.document_id:
+            raise InputError(f"chunk {chunk.id!r} has a NUL character in an id", "leave it out")
         try:
             (chunk.id + chunk.document_id + chunk.source + chunk.title + chunk.text).encode()
         except UnicodeEncodeError as error:
@@ -73,6 +79,29 @@ def check_vectors(vectors: Vectors, dim: int) -> Vectors:
     return vectors
 
 
+def check_notes(kept: Mapping[str, str], notes: Mapping[str, str]) -> dict[str, str]:
+    """The notes of a collection that has `kept` once `notes` are written.
+
+    Raises InputError for names that no note can have, and for more than a collection holds.
+    """
+    for name in notes:
+        if not _NOTE.fullmatch(name):
+            raise InputError(
+                f"{name!r} cannot name a note", "use 1 to 32 small letters, digits and '_'"
+            )
+    together = {name: text for name, text in {**kept, **notes}.items() if text}
+    try:
+        size = len("".join([*together, *together.values()]).encode())
+    except UnicodeEncodeError as error:
+        raise InputError("a note holds a lone surrogate", "clean the text") from error
+    if size > _NOTES_BYTES:
+        raise InputError(
+            f"the notes of a collection may take {_NOTES_BYTES} bytes together, not {size}",
+            "shorten them, or remove one by giving it an empty text",
+        )
+    return together
+
+
 def check_same(spec: CollectionSpec, live: CollectionSpec) -> None:
     """Raise the mismatch between what is asked for and what the collection is, if there is one."""
     if spec.embedder and live.embedder:
@@ -89,8 +118,13 @@ def check_same(spec: CollectionSpec, live: CollectionSpec) -> None:
         )
 
 
-def check_embedder(collection: str, *, asked: Fingerprint, live: Fingerprint) -> None:
-    """Raise EmbedderMismatch, naming what differs, unless the two make comparable vectors."""
+def check_embedder(
+    collection: str, *, asked: Fingerprint, live: Fingerprint, store: str = ""
+) -> None:
+    """Raise EmbedderMismatch, naming what differs, unless the two make comparable vectors.
+
+    `store` is the kind of store, for the command that mends it.
+    """
     if asked == live:
         return
     ours, theirs = asdict(asked), asdict(live)
@@ -99,7 +133,8 @@ def check_embedder(collection: str, *, asked: Fingerprint, live: Fingerprint) ->
     raise EmbedderMismatch(
         f"collection {collection!r} was made with another embedder: "
         + ", ".join(f"{n} {theirs[n]!r}, not {ours[n]!r}" for n in names),
-        f"set that back, or: rag collections reembed {collection} --model MODEL",
+        f"set that back, or: rag collections reembed {collection} --model {asked.model!r}"
+        + (f" --store {store}" if store else ""),
     )
 
 
@@ -107,5 +142,11 @@ def no_collection(kind: str, name: str) -> UnknownCollection:
     """The error for a collection that is not there."""
     return UnknownCollection(
         f"there is no collection {name!r} in {kind}",
-        f"make it with: rag ingest PATH --collection {name}, or see: rag collections list",
+        f"make it with: rag ingest PATH --collection {name} --store {kind.split()[0].lower()}, "
+        "or see: rag collections list",
     )
+
+
+def gone(name: str) -> StoreUnavailable:
+    """The error for a handle whose collection was dropped, or replaced by another."""
+    return StoreUnavailable(f"collection {name!r} was deleted or replaced", "open it again")

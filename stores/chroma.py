@@ -21,7 +21,7 @@ from rag.errors import ConfigError
 from rag.types import BackendInfo, CollectionSpec
 from stores.checks import check_name, check_same, no_collection
 from stores.chroma_connection import ChromaServer, Connection
-from stores.chroma_description import SPACES, described, their_name
+from stores.chroma_description import DESCRIPTION, SPACES, described, their_name
 from stores.chroma_folder import ChromaFolder
 from stores.chroma_store import ChromaStore
 
@@ -91,7 +91,7 @@ class ChromaBackend:
                     client.create_collection(
                         their_name(spec.name),
                         configuration={"hnsw": {"space": SPACES[spec.metric], **self._hnsw}},
-                        metadata={"rag": json.dumps(asdict(spec))},
+                        metadata={DESCRIPTION: json.dumps(asdict(spec))},
                         embedding_function=None,
                     )
                 except ChromaError as error:
@@ -114,6 +114,8 @@ class ChromaBackend:
     def replace(self, name: str, by: str) -> None:
         check_name(name)
         with self._changing(by) as (client, new):
+            if name == by:
+                return
             # Set aside first, as deleting takes longer than the moment without a collection.
             theirs = {collection.name: collection for collection in client.list_collections()}
             aside = f"rag.{name}.old"
@@ -135,21 +137,16 @@ class ChromaBackend:
                 collection = client.get_collection(their_name(name), None)
             except NotFoundError:
                 return None
-        return ChromaStore(self._connection, described(collection, name))
+        return ChromaStore(self._connection, described(collection, name), collection.id)
 
     @contextmanager
     def _changing(self, name: str) -> Iterator[tuple[Any, Collection]]:
-        """The collection, to be dropped or renamed while no other process writes."""
+        """The collection, to be dropped or renamed."""
         check_name(name)
-        owner = object()
-        self._connection.claim(owner)
-        try:
-            with self._connection.use() as client:
-                try:
-                    collection = client.get_collection(their_name(name), None)
-                except NotFoundError as error:
-                    raise no_collection("chroma", name) from error
-                with self._connection.writing():
-                    yield client, collection
-        finally:
-            self._connection.release(owner)
+        with self._connection.use() as client:
+            try:
+                collection = client.get_collection(their_name(name), None)
+            except NotFoundError as error:
+                raise no_collection("chroma", name) from error
+            with self._connection.writing():
+                yield client, collection

@@ -1,4 +1,4 @@
-"""What a collection of Chroma says of itself: name, metric and embedder."""
+"""What a collection of Chroma says of itself: name, metric, embedder and notes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from chromadb.api.models.Collection import Collection
 
 from rag.errors import MetricMismatch, StoreUnavailable
 from rag.types import CollectionSpec, Fingerprint
+
+DESCRIPTION = "rag"
+"""The key of the description in the metadata."""
+
+_NOTES = "rag.notes"
 
 SPACES = {"cosine": "ip", "ip": "ip", "l2": "l2"}
 """What the index measures for each metric. Cosine is the inner product of vectors of length one:
@@ -25,7 +30,7 @@ def described(collection: Collection, name: str) -> CollectionSpec:
     Raises MetricMismatch, or StoreUnavailable if it has none.
     """
     try:
-        values = json.loads(collection.metadata["rag"])
+        values = json.loads(collection.metadata[DESCRIPTION])
         embedder = values.pop("embedder")
         values["name"] = name  # it may have taken the place of another
         spec = CollectionSpec(**values, embedder=Fingerprint(**embedder) if embedder else None)
@@ -44,3 +49,14 @@ def described(collection: Collection, name: str) -> CollectionSpec:
             f"run: rag collections delete {name}, then ingest again",
         )
     return spec
+
+
+def notes_of(collection: Collection) -> dict[str, str]:
+    """The notes in its metadata."""
+    found: dict[str, str] = json.loads((collection.metadata or {}).get(_NOTES, "{}"))
+    return found
+
+
+def set_notes(collection: Collection, notes: dict[str, str]) -> None:
+    """Write the notes. Chroma takes the metadata whole: what is left out would be gone."""
+    collection.modify(metadata={**(collection.metadata or {}), _NOTES: json.dumps(notes)})

@@ -8,6 +8,7 @@ page, whose absence has a key of its own. Each key costs time with each hit.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ Where: TypeAlias = dict[str, Any]
 VECTOR = "rag:vector"
 """The vector as it was given, in base64, where the index holds it scaled to length one."""
 
+_FLOATS = "rag:floats"  # as they were given: Chroma changes the last digit of many (1.5.9)
 _NUMBER = "rag:number:"
 _NO_PAGE = "rag:no_page"
 _ESCAPE = "rag:key:"
@@ -50,6 +52,9 @@ def to_metadata(chunk: Chunk) -> dict[str, Scalar]:
         found[_stored(key)] = value
         if not isinstance(value, bool):
             found[_NUMBER + key] = not isinstance(value, str)
+    floats = {key: value for key, value in chunk.metadata.items() if isinstance(value, float)}
+    if floats:
+        found[_FLOATS] = json.dumps(floats)
     return found
 
 
@@ -61,6 +66,7 @@ def to_chunk(chunk_id: str, text: str, metadata: Mapping[str, Scalar]) -> Chunk:
             own[key.removeprefix(_ESCAPE)] = value
         elif key not in BUILT_IN_FIELDS and not key.startswith("rag:"):
             own[key] = value
+    own.update(json.loads(str(metadata.get(_FLOATS, "{}"))))
     built_in: dict[str, Any] = {name: metadata[name] for name in _ALWAYS}
     page: Any = metadata.get("page")
     return Chunk(id=chunk_id, text=text, page=page, metadata=own, **built_in)

@@ -1,10 +1,10 @@
 """Chroma's engine in this process, on a folder that other processes may use, too.
 
 The engine has no lock. What another process wrote is missing from the vectors that it holds in
-memory, without a word, and two that write lose each other's (1.5.9). So one process at a time is
-inside an operation (`rag.turn.lock`), one is the writer until it is done (`rag.writer.lock`), and
-`rag.state` counts the changes: where it has moved on, the engine is opened again. It says
-"writing" after a crash, and then what was half saved is undone.
+memory, without a word, and two that write lose each other's (1.5.9). So processes take turns. The
+file `rag.turn` is locked by the one whose turn it is, and counts the changes: where the count has
+moved on, the engine is opened again. After a crash it says "writing", and what was half saved is
+undone.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import chromadb
-from filelock import FileLock, Timeout
 
 from rag.errors import StoreUnavailable
 from stores.chroma_connection import settings, translated
 from stores.chroma_undo import Undo
 
-_WAIT_S = 60  # for another process that is inside an operation
+_WAIT_S = 60  # for the turn
+_TURN_S = 0.1  # how long threads join the turn of others of this process
 _SPARE_MB = 300  # the largest batch, in SQLite with its indexes and in the index of vectors
 
 
@@ -45,70 +45,66 @@ class ChromaFolder:
     def __init__(self, folder: Path) -> None:
         self.location = str(folder)
         self._folder = folder
-        self._writer = FileLock(folder / "rag.writer.lock", timeout=0, thread_local=False)
-        self._owners: set[object] = set()
-        self._turn: int | None = None  # the descriptor of rag.turn.lock
+        self._files: tuple[int, int] | None = None  # descriptors of rag.queue and rag.turn
         self._users = 0
+        self._until = 0.0
         self._idle = threading.Condition()
-        self._one_change = threading.RLock()
+        self._thread = threading.local()
+        self._one_change = threading.Lock()
         self._undo = Undo(folder)
         self._client: Any = None
-        self._state = ""
+        self._number = -1  # of changes that the engine knows
 
     @contextmanager
     def use(self) -> Iterator[Any]:
+        if getattr(self._thread, "inside", False):
+            yield self._client
+            return
         with translated(f"in {self.location}", _hint):
             client = self._enter()
+            self._thread.inside = True
             try:
                 yield client
             finally:
+                self._thread.inside = False
                 self._leave()
 
     @contextmanager
     def writing(self, collection: str = "") -> Iterator[None]:
         with self._one_change:
-            number = _number(self._read_state()) + 1
+            number, whole = self._read_state()
+            if not whole:
+                raise StoreUnavailable(f"a write to {self.location} has failed", "run this again")
+            if collection:
+                self._check_space(self._undo.size(collection))
+                self._undo.save(collection)
             try:
-                self._write_state(f"{number} writing")
-                if collection:
-                    self._undo.save(collection)
-                    self._check_space()
+                self._write_state(number + 1, whole=False)
                 yield
-                self._write_state(str(number))
+                self._write_state(number + 1, whole=True)
             except BaseException:
-                self._state = "failed"  # so that it is opened again, and undone
+                self._until = 0  # in the next turn it is opened again, and undone
                 raise
-
-    def claim(self, owner: object) -> None:
-        with self._idle, translated(f"in {self.location}", _hint):
-            if not self._writer.is_locked:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    self._writer.acquire()
-                except Timeout as error:
-                    raise self._busy("is being written by another process") from error
-            self._owners.add(owner)
-
-    def release(self, owner: object) -> None:
-        with self._idle:
-            self._owners.discard(owner)
-            if not self._owners and self._writer.is_locked:
-                if self._state.isdigit():
-                    self._undo.forget()
-                self._writer.release()
 
     def close(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._users == 0)
-            for owner in list(self._owners):
-                self.release(owner)
             self._disconnect()
-            if self._turn is not None:
-                os.close(self._turn)
-                self._turn = None
+            if self._files is None:
+                return
+            queue, turn = self._files
+            with suppress(BlockingIOError):
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._read_state()[1]:
+                    self._undo.forget()
+            os.close(queue)
+            os.close(turn)
+            self._files = None
 
     def _enter(self) -> Any:
         with self._idle:
+            # Later threads wait for the next turn: they could keep other processes out for ever.
+            self._idle.wait_for(lambda: self._users == 0 or time.monotonic() < self._until)
             if self._users == 0:
                 turn = self._take_turn()
                 try:
@@ -116,6 +112,7 @@ class ChromaFolder:
                 except BaseException:
                     fcntl.flock(turn, fcntl.LOCK_UN)
                     raise
+                self._until = time.monotonic() + _TURN_S
             self._users += 1
             return self._client
 
@@ -123,32 +120,50 @@ class ChromaFolder:
         with self._idle:
             self._users -= 1
             if self._users == 0:
-                assert self._turn is not None
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                assert self._files is not None
+                fcntl.flock(self._files[1], fcntl.LOCK_UN)
                 self._idle.notify_all()
 
     def _take_turn(self) -> int:
-        """Wait until no other process is inside.
+        """Wait until no other process is inside; the file of the turn.
 
-        A bare flock, because FileLock takes 0.3 ms, where a search takes 2.
+        Who waits stands in the queue, where one that was just inside cannot overtake it. Bare
+        locks of the system, because FileLock takes 0.3 ms, where a search takes 2.
         """
-        if self._turn is None:
+        if self._files is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._turn = os.open(self._folder / "rag.turn.lock", os.O_RDWR | os.O_CREAT)
+            queue, turn = (
+                os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+                for name in ("rag.queue", "rag.turn")
+            )
+            self._files = queue, turn
+        queue, turn = self._files
         deadline = time.monotonic() + _WAIT_S
+        self._lock(queue, deadline)
+        try:
+            self._lock(turn, deadline)
+        finally:
+            fcntl.flock(queue, fcntl.LOCK_UN)
+        return turn
+
+    def _lock(self, file: int, deadline: float) -> None:
         while True:
             try:
-                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self._turn
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise self._busy(f"was busy in another process for {_WAIT_S} s") from error
-            time.sleep(0.01)
+                    raise StoreUnavailable(
+                        f"the Chroma folder {self.location} was busy in other processes for "
+                        f"{_WAIT_S} s",
+                        "wait until they are done; or let a server share the folder, and set its "
+                        f"host and port: chroma run --path {self.location} --host 127.0.0.1",
+                    ) from error
+            time.sleep(0.002)
 
     def _refresh(self) -> None:
         """Open the engine, unless it is open and knows all that was written."""
-        state = self._read_state()
-        if self._client is not None and state == self._state:
+        number, whole = self._read_state()
+        if self._client is not None and whole and number == self._number:
             return
         self._disconnect()
         try:
@@ -157,24 +172,24 @@ class ChromaFolder:
             raise StoreUnavailable(
                 f"Chroma in {self.location} failed ({error})", _hint(str(error))
             ) from error
-        crashed = not state.isdigit()
-        if crashed:
+        if not whole:
             self._undo.restore()
         client = chromadb.PersistentClient(self._folder, settings())
-        if crashed:
+        if not whole:
             for collection in client.list_collections():
                 collection.count()  # the engine applies what was not saved, and saves it
-            self._write_state(str(_number(state) + 1))
-            self._undo.forget()
-        self._client, self._state = client, self._read_state()
+            self._write_state(number + 1, whole=True)
+        self._undo.forget()
+        self._client, self._number = client, self._read_state()[0]
 
-    def _check_space(self) -> None:
+    def _check_space(self, copied: int) -> None:
         """The engine does not notice when it cannot write its index, and goes on (1.5.9)."""
         free = shutil.disk_usage(self._folder).free // 10**6
-        if free < _SPARE_MB:
+        needed = _SPARE_MB + copied // 10**6
+        if free < needed:
             raise StoreUnavailable(
                 f"only {free} MB are free for the Chroma folder {self.location}",
-                f"free {_SPARE_MB} MB and run this again; what was written before is kept",
+                f"free {needed} MB and run this again; what was written before is kept",
             )
 
     def _disconnect(self) -> None:
@@ -182,24 +197,18 @@ class ChromaFolder:
             self._client.close()
             self._client = None
 
-    def _read_state(self) -> str:
-        try:
-            return (self._folder / "rag.state").read_text("ascii")
-        except FileNotFoundError:
-            return "0"
+    def _read_state(self) -> tuple[int, bool]:
+        """How many changes there were, and whether the last one came to its end."""
+        assert self._files is not None
+        text = os.pread(self._files[1], 32, 0)
+        number = re.match(rb"\d+", text)
+        return int(number[0]) if number else 0, b"writing" not in text
 
-    def _write_state(self, state: str) -> None:
-        part = self._folder / "rag.state.part"
-        part.write_text(state, "ascii")
-        part.replace(self._folder / "rag.state")
-        self._state = state
-
-    def _busy(self, what: str) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"the Chroma folder {self.location} {what}",
-            "wait until it is done; or let a server share the folder, and set its host and port: "
-            f"chroma run --path {self.location} --host 127.0.0.1",
-        )
+    def _write_state(self, number: int, *, whole: bool) -> None:
+        assert self._files is not None
+        word = "written" if whole else "writing"
+        os.pwrite(self._files[1], f"{number:020} {word}".encode(), 0)
+        self._number = number
 
 
 def _hint(reason: str) -> str:
@@ -210,8 +219,3 @@ def _hint(reason: str) -> str:
     if "locked" in reason:
         return "close the other program that uses the folder, then run this again"
     return "check that the folder exists and may be written"
-
-
-def _number(state: str) -> int:
-    found = re.match(r"\d+", state)
-    return int(found[0]) if found else 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from math import ldexp
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from uuid import UUID
 
 import numpy as np
 from chromadb.api.models.Collection import Collection
@@ -15,16 +17,17 @@ from chromadb.errors import InternalError, NotFoundError
 
 from rag.filters import Filter
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
-from stores.checks import check_chunks, check_same, check_vectors, no_collection
+from stores.checks import check_chunks, check_notes, check_vectors, gone
 from stores.chroma_connection import Connection
-from stores.chroma_description import described, their_name
+from stores.chroma_description import notes_of, set_notes, their_name
 from stores.chroma_filters import VECTOR, Where, join, to_chunk, to_metadata, to_where
-from stores.ranking import nearest, rank, scores, unit
+from stores.ranking import best, nearest, rank, scores, unit
 
 if TYPE_CHECKING:
     from rag.types import Vectors
 
 Condition: TypeAlias = Where | bool
+T = TypeVar("T")
 
 _MOST = 2**31 - 1  # hits of a query
 _FEW = 100  # hits that are read with the query
@@ -41,17 +44,27 @@ class _Row(NamedTuple):
 
 
 class ChromaStore:
-    """One collection."""
+    """One collection; `chroma_id` is Chroma's own, which no other has."""
 
-    def __init__(self, connection: Connection, spec: CollectionSpec) -> None:
+    def __init__(self, connection: Connection, spec: CollectionSpec, chroma_id: UUID) -> None:
         self.spec = spec
         self._connection = connection
+        self._id = chroma_id
         self._handle: tuple[Any, Collection] | None = None
 
     def describe(self) -> StoreInfo:
         spec = self.spec
+        with self._fresh() as collection:
+            notes = notes_of(collection)
         return StoreInfo(
-            "chroma", spec.name, spec.dim, spec.metric, "HNSW", spec.embedder, self.count()
+            "chroma",
+            spec.name,
+            spec.dim,
+            spec.metric,
+            "HNSW",
+            spec.embedder,
+            self.count(),
+            notes=notes,
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -70,7 +83,6 @@ class ChromaStore:
     ) -> int:
         if ids is None and document_ids is None and where is None:
             return 0
-        self._connection.claim(self)
         condition, most, went = _condition(where), self._most(), 0
         for documents in _parts(document_ids, most):
             named = documents is None or {"document_id": {"$in": documents}}
@@ -84,11 +96,11 @@ class ChromaStore:
         return went
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
-        found: dict[str, Chunk] = {}
-        for part in _parts(ids, self._most()):
-            rows = self._rows(["metadatas", "documents"], ids=part)
-            found.update({row.id: _chunk(row) for row in rows})
-        return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+        return self._each(ids, ["metadatas", "documents"], _chunk)
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        found = self._each(ids, ["metadatas", "embeddings"], _vector)
+        return np.array(found, np.float32).reshape(-1, self.spec.dim)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         queries = check_vectors(vectors, self.spec.dim)
@@ -126,25 +138,40 @@ class ChromaStore:
     def count(self, where: Filter | None = None) -> int:
         return self._count(_condition(where))
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        with self._fresh() as collection:
+            kept = check_notes(notes_of(collection), notes)
+            with self._connection.writing():
+                set_notes(collection, kept)
+
     def close(self) -> None:
-        self._connection.release(self)
+        self._handle = None
 
     @contextmanager
     def _use(self) -> Iterator[Collection]:
         with self._connection.use() as client:
             try:
                 if self._handle is None or self._handle[0] is not client:
-                    collection = client.get_collection(their_name(self.spec.name), None)
-                    check_same(self.spec, described(collection, self.spec.name))
-                    self._handle = (client, collection)
+                    self._handle = (client, self._find(client))
                 yield self._handle[1]
             except NotFoundError as error:
                 self._handle = None
-                raise no_collection("chroma", self.spec.name) from error
+                raise gone(self.spec.name) from error
+
+    @contextmanager
+    def _fresh(self) -> Iterator[Collection]:
+        """With the metadata of now, which another process may have changed."""
+        with self._use(), self._connection.use() as client:
+            yield self._find(client)
+
+    def _find(self, client: Any) -> Collection:
+        collection: Collection = client.get_collection(their_name(self.spec.name), None)
+        if collection.id != self._id:
+            raise NotFoundError("another has its name")
+        return collection
 
     @contextmanager
     def _writing(self) -> Iterator[Collection]:
-        self._connection.claim(self)
         with self._use() as collection, self._connection.writing(str(collection.id)):
             yield collection
 
@@ -185,9 +212,9 @@ class ChromaStore:
             # There may be no more. Or the graph of HNSW has lost its way to some, as it does
             # to a few in ten thousand once many were replaced.
             there = min(k, self._count(condition))
-            short = [row for row, best in enumerate(hits) if len(best) < there]
-            for row, best in zip(short, self._exact(queries[short], k, condition), strict=True):
-                hits[row] = best
+            short = [row for row in range(len(hits)) if len(hits[row]) < there]
+            for row, exact in zip(short, self._exact(queries[short], k, condition), strict=True):
+                hits[row] = exact
         return hits
 
     def _nearest(
@@ -199,7 +226,12 @@ class ChromaStore:
         """
         if self.spec.metric == "cosine":
             queries = unit(queries)
-        far = 0 if self.spec.metric == "l2" else 1
+        far, shifts = 0, np.zeros(len(queries), np.int32)
+        if self.spec.metric != "l2":
+            # Chroma tells 1 - product, in float32, which leaves nothing of small products. A query
+            # of length 2 ** 40 makes them large, and a power of two changes no digit.
+            far, shifts = 1, 40 - np.frexp(np.linalg.norm(queries, axis=1))[1]
+            queries = np.ldexp(queries, shifts[:, None])
         whole = ["documents", "metadatas"] if len(queries) * k <= _FEW else []
 
         def fetch(rows: list[int], n: int) -> list[list[tuple[float, str]]]:
@@ -217,22 +249,24 @@ class ChromaStore:
                         if metadata is not None:
                             chunks[chunk_id] = to_chunk(chunk_id, text, metadata)
             return [
-                [(far - distance, chunk_id) for distance, chunk_id in zip(*row, strict=True)]
-                for row in zip(answer["distances"], answer["ids"], strict=True)
+                [(ldexp(far - distance, -shift), i) for distance, i in zip(*row, strict=True)]
+                for *row, shift in zip(
+                    answer["distances"], answer["ids"], shifts[rows].tolist(), strict=True
+                )
             ]
 
         found = nearest(fetch, len(queries), k, _MOST)
-        return [sorted(row, key=lambda hit: (-round(hit[0], 6), hit[1]))[:k] for row in found]
+        return [best(row, k, str) for row in found]
 
     def _exact(self, queries: Vectors, k: int, condition: Condition) -> list[list[Hit]]:
-        best: list[list[Hit]] = [[] for _ in queries]
+        top: list[list[Hit]] = [[] for _ in queries]
         for rows in self._pages(["metadatas", "documents", "embeddings"], _PAGE, condition):
             chunks = [_chunk(row) for row in rows]
             table = scores(queries, np.stack([_vector(row) for row in rows]), self.spec.metric)
             for number, values in enumerate(table.tolist()):
-                known = [(hit.score, hit.chunk) for hit in best[number]]
-                best[number] = rank([*known, *zip(values, chunks, strict=True)], k)
-        return best
+                known = [(hit.score, hit.chunk) for hit in top[number]]
+                top[number] = rank([*known, *zip(values, chunks, strict=True)], k)
+        return top
 
     def _count(self, condition: Condition) -> int:
         if condition is True:
@@ -249,18 +283,21 @@ class ChromaStore:
     def _pages(
         self, include: list[str], size: int, condition: Condition = True
     ) -> Iterator[list[_Row]]:
-        """All rows, from the last to the first.
+        """All rows that are there now, but for those that are deleted before their turn.
 
-        So what is deleted meanwhile moves others only to places that are still to be read.
+        Read by their ids, as what is deleted meanwhile would move the others to another place.
         """
-        before: set[str] = set()
-        for end in range(self._count(condition), 0, -size):
-            start = max(0, end - size)
-            rows = self._rows(include, where=_where(condition), limit=end - start, offset=start)
-            rows = [row for row in rows if row.id not in before]
-            before = {row.id for row in rows}
+        for part in _parts(self._ids(condition), min(size, self._most())):
+            rows = self._rows(include, ids=part)
             if rows:
                 yield rows
+
+    def _each(self, ids: Sequence[str], include: list[str], read: Callable[[_Row], T]) -> list[T]:
+        """What `read` makes of each row that is there, in the order asked."""
+        found: dict[str, T] = {}
+        for part in _parts(ids, self._most()):
+            found.update({row.id: read(row) for row in self._rows(include, ids=part)})
+        return [found[chunk_id] for chunk_id in ids if chunk_id in found]
 
     def _rows(self, include: list[str], **what: Any) -> list[_Row]:
         answer = self._settled("get", include=include, **what)

@@ -43,16 +43,28 @@ class Undo:
             if index.name not in self._owners:
                 shutil.rmtree(index, ignore_errors=True)
 
+    def size(self, collection: str) -> int:
+        """How many bytes `save` would copy."""
+        files = (file for index in self._to_copy(collection) for file in index.iterdir())
+        return sum(file.stat().st_size for file in files)
+
     def save(self, collection: str) -> None:
         """Copy the index of `collection`, unless it is the one that was copied before."""
         copies = self._copies / collection
         copies.mkdir(parents=True, exist_ok=True)
+        for index in self._to_copy(collection):
+            _replace(copies / index.name, by=index)
+
+    def _to_copy(self, collection: str) -> list[Path]:
+        found = []
         for index in filter(_is_index, self._folder.iterdir()):
+            copy = self._copies / collection / index.name
             # One that is not known yet is new, and may be the collection's.
-            if self._owners.get(index.name, collection) == collection:
-                copy = copies / index.name
-                if not copy.exists() or _stamp(copy) != _stamp(index):
-                    _replace(copy, by=index)
+            if self._owners.get(index.name, collection) == collection and not (
+                copy.exists() and _stamp(copy) == _stamp(index)
+            ):
+                found.append(index)
+        return found
 
     def restore(self) -> None:
         """Put back each index that was not saved whole. Only while no engine is open."""

@@ -1,8 +1,9 @@
 """Store -> store: a collection moves without being embedded again.
 
-Streams `scan` into `upsert`. The chunks at position 0 go last, in a pass of their own, because
+Streams `scan` into `upsert`. The chunks at position 0 are left out and fetched at the end, because
 their presence says that a document is whole: a copy that was cut short looks unfinished to
 ingestion too. What the target already holds is kept, so the same call goes on where one stopped.
+Notes go along once the copy is proven.
 """
 
 from __future__ import annotations
@@ -61,23 +62,25 @@ def copy(
 ) -> CopyReport:
     """Make `target` hold what `source` holds, and prove it by count and checksum.
 
-    `progress` gets the number of chunks that are in the target. Memory does not grow with the
-    collection. Raises StoreError when the target ends up with anything else, because it held
-    something else before or the source changed meanwhile.
+    `progress` gets the number of chunks that are in the target. Memory grows with the number of
+    documents alone, by an id each. Raises StoreError, before anything is written, when the target
+    holds chunks that the source does not, and when it ends up with anything else because the source
+    changed meanwhile.
     """
     started = time.perf_counter()
     expected = Checksum()
-    copied = 0
+    copied = done = 0
     fresh = target.count() == 0
-    for first in (False, True):
-        for chunks, vectors in _part(source, first=first):
-            expected.add(chunks, vectors)
-            there = {} if fresh else {chunk.id: chunk for chunk in target.get(_ids(chunks))}
-            rows = [n for n, chunk in enumerate(chunks) if there.get(chunk.id) != chunk]
-            if rows:
-                target.upsert([chunks[n] for n in rows], vectors[rows])
-                copied += len(rows)
-            progress(expected.count)
+    if not fresh:
+        _refuse_others(source, target)
+    for chunks, vectors in _first_ones_last(source, expected):
+        there = {} if fresh else {chunk.id: chunk for chunk in target.get(_ids(chunks))}
+        rows = [n for n, chunk in enumerate(chunks) if there.get(chunk.id) != chunk]
+        if rows:
+            target.upsert([chunks[n] for n in rows], vectors[rows])
+        copied += len(rows)
+        done += len(chunks)
+        progress(done)
     ended = time.perf_counter()
     found = Checksum()
     for chunks, vectors in target.scan(_BATCH):
@@ -86,8 +89,9 @@ def copy(
         raise StoreError(
             f"the copy has {found.count} chunks and checksum {found.hexdigest()}, "
             f"not {expected.count} and {expected.hexdigest()}",
-            "if the source changed meanwhile, run this again; otherwise delete the copy first",
+            "the source changed meanwhile: run this again",
         )
+    target.annotate(source.describe().notes)
     return CopyReport(
         copied,
         expected.count - copied,
@@ -97,12 +101,33 @@ def copy(
     )
 
 
-def _part(store: VectorStore, *, first: bool) -> Iterator[tuple[list[Chunk], Vectors]]:
-    """The chunks at position 0, or all others, with their vectors."""
+def _refuse_others(source: VectorStore, target: VectorStore) -> None:
+    for chunks, _ in target.scan(_BATCH):
+        others = len(chunks) - len(source.get(_ids(chunks)))
+        if others:
+            info = target.describe()
+            raise StoreError(
+                f"collection {info.collection!r} in {info.kind} holds other chunks already",
+                "name a new one, or delete it first: "
+                f"rag collections delete {info.collection} --store {info.kind}",
+            )
+
+
+def _first_ones_last(
+    store: VectorStore, checksum: Checksum
+) -> Iterator[tuple[list[Chunk], Vectors]]:
+    """All chunks with their vectors, those at position 0 last; `checksum` takes them in."""
+    first: list[str] = []
     for chunks, vectors in store.scan(_BATCH):
-        rows = [n for n, chunk in enumerate(chunks) if (chunk.position == 0) is first]
-        if rows:
-            yield [chunks[n] for n in rows], vectors[rows]
+        checksum.add(chunks, vectors)
+        first += [chunk.id for chunk in chunks if chunk.position == 0]
+        rows = [n for n, chunk in enumerate(chunks) if chunk.position != 0]
+        yield [chunks[n] for n in rows], vectors[rows]
+    for start in range(0, len(first), _BATCH):
+        ids = first[start : start + _BATCH]
+        chunks, vectors = store.get(ids), store.vectors(ids)
+        if len(chunks) == len(vectors):  # or else one went meanwhile, which the checksum will tell
+            yield chunks, vectors
 
 
 def _ids(chunks: list[Chunk]) -> list[str]:

@@ -6,11 +6,12 @@ pickle anywhere: loading a foreign folder runs none of its code.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import faiss
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rag.types import Vectors
     from stores.faiss_index import Numbers
 
+_GONE = ".gone-"  # begins the name of a collection that is being deleted
 _RESCORED = 8  # times k: so many of a lossy index are compared again by their true vectors
 
 Pairs = list[tuple[float, int]]
@@ -59,6 +61,7 @@ class FaissStore:
             spec.embedder,
             self.count(),
             frozenset({"keyword_search"}),
+            self._table.notes(),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -72,11 +75,15 @@ class FaissStore:
         document_ids: Sequence[str] | None = None,
         where: Filter | None = None,
     ) -> int:
+        gone = self._table.delete(ids, document_ids, where)
         self._wrote = True
-        return self._table.delete(ids, document_ids, where)
+        return gone
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         return self._table.get(ids)
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        return self._table.vectors_of(ids)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         queries = self._views.comparable(check_vectors(vectors, self.spec.dim))
@@ -103,12 +110,17 @@ class FaissStore:
     def count(self, where: Filter | None = None) -> int:
         return self._table.count(where)
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        self._table.annotate(notes)
+
     def close(self) -> None:
-        if self._wrote:
-            self._wrote = False
-            self._views.current(patient=False)
-            self._words.save()
-        self._table.close()
+        try:
+            if self._wrote:
+                self._wrote = False
+                self._views.current(patient=False)
+                self._words.save()
+        finally:
+            self._table.close()
 
     def _nearest(self, view: View, queries: Vectors, k: int, wanted: Numbers | None) -> list[Pairs]:
         """(score, seq) of the k best for each query, and of all that tie with the last."""
@@ -195,6 +207,7 @@ class FaissBackend:
 
     def create(self, spec: CollectionSpec) -> FaissStore:
         check_name(spec.name)
+        self._sweep()
         table = ChunkTable.create(self._root / spec.name, spec)
         try:
             check_same(spec, table.spec)
@@ -209,21 +222,31 @@ class FaissBackend:
     def drop(self, name: str) -> None:
         folder = self._existing(name)
         with locked(folder):
-            # Renamed first: no crash leaves half a collection.
-            doomed = self._root / f".gone-{name}-{os.getpid()}"
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            self._put_aside(folder)
+        self._sweep()
 
     def replace(self, name: str, by: str) -> None:
         check_name(name)
         folder, new = self._root / name, self._existing(by)
-        with locked(new):
+        with ExitStack() as held:
+            held.enter_context(locked(new))
             if folder.exists():
-                self.drop(name)
+                held.enter_context(locked(folder))
+                self._put_aside(folder)
             new.rename(folder)
+        self._sweep()
 
     def close(self) -> None:
         """Nothing is held between the collections."""
+
+    def _put_aside(self, folder: Path) -> None:
+        """Take a collection away at once, so that no crash leaves half of it."""
+        folder.rename(self._root / f"{_GONE}{uuid4().hex}")
+
+    def _sweep(self) -> None:
+        """Delete what was put aside, by processes that died meanwhile too."""
+        for folder in self._root.glob(f"{_GONE}*"):
+            rmtree(folder, ignore_errors=True)  # another process may be at it too
 
     def _existing(self, name: str) -> Path:
         check_name(name)

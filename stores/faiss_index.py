@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from rag.errors import ConfigError
-from stores.faiss_gpu import to_gpu
+from stores.faiss_gpu import MOST_OF_GPU, to_gpu
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,13 +134,23 @@ class VectorIndex:
         """Whether scores are of compressed vectors, and must be made again from the true ones."""
         return self.kind in ("IVF_PQ", "SQ8")
 
-    def outgrown_by(self, count: int) -> bool:
-        """Whether so many vectors want another kind, or twice the lists that it was trained for."""
-        if self.kind != self._options.kind_for(count):
-            return True
+    def suits(self, count: int) -> bool:
+        """Whether the options would build about the same for so many vectors.
+
+        Lists that were not asked for by number may be half or twice as many.
+        """
+        options, inner = self._options, self._inner
+        if self.kind != options.kind_for(count):
+            return False
+        if self.kind == "HNSW":
+            graph = inner.hnsw.nb_neighbors(1), inner.hnsw.efConstruction
+            return graph == (options.M, options.ef_construction)
+        if self.kind == "IVF_PQ" and (options.m or _subspaces(self.dim)) != inner.pq.M:
+            return False
         if self.kind.startswith("IVF"):
-            return not 0.5 < self._options.lists_for(count) / self._inner.nlist < 2
-        return self.kind == "HNSW" and self._inner.hnsw.nb_neighbors(1) != self._options.M
+            lists, built = options.lists_for(count), int(inner.nlist)
+            return lists == built if lists == options.nlist else 0.5 < lists / built < 2
+        return True
 
     def add(self, batches: Iterable[tuple[Numbers, Vectors]]) -> None:
         """Take in batches of (numbers, vectors); the numbers are above all that are there."""
@@ -172,18 +182,31 @@ class VectorIndex:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         selector = None if among is None else _selector(among)
         few = (among is not None and count <= _ONE_BY_ONE) or 4 * n > count
-        if selector is None and self._gpu is not None and n <= 2048:  # more, GPU indexes refuse
-            scores, positions = self._gpu.search(queries, n)
+        # A GPU takes no bitmap: it is asked for more, and what may not be found is dropped.
+        wide = min(n + len(self.numbers) - count, 2 * n * len(self.numbers) // count)
+        if self._gpu is not None and wide <= MOST_OF_GPU:
+            scores, positions = self._search_gpu(queries, n, wide, among)
         elif few:
             scores, positions = self._search_all(queries, n, selector)
         else:
             scores, positions = self._search_near(queries, n, selector, count)
-            short = (positions < 0).any(axis=1)
-            if short.any():
-                scores[short], positions[short] = self._search_all(queries[short], n, selector)
+        short = (positions < 0).any(axis=1)
+        if short.any():
+            scores[short], positions[short] = self._search_all(queries[short], n, selector)
         if self.metric_type == faiss.METRIC_L2:
             scores = -scores
         return scores, np.where(positions >= 0, self.numbers[positions], -1)
+
+    def _search_gpu(
+        self, queries: Vectors, n: int, wide: int, among: NDArray[np.bool_] | None
+    ) -> Any:
+        scores, positions = self._gpu.search(queries, wide)
+        if among is None:
+            return scores, positions
+        dropped = (positions < 0) | ~among[positions]
+        kept = np.argsort(dropped, axis=1, kind="stable")[:, :n]  # best first, as they were
+        positions = np.where(dropped, -1, positions)
+        return np.take_along_axis(scores, kept, 1), np.take_along_axis(positions, kept, 1)
 
     def _search_near(self, queries: Vectors, n: int, selector: Any, count: int) -> Any:
         options = self._options

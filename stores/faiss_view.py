@@ -58,13 +58,14 @@ class Views:
     def current(self, *, patient: bool = True) -> View:
         """The view of the table's generation, which another process may have moved.
 
-        With `patient`, a tail that is only somewhat long is left for the writer to index.
+        With `patient`, a tail that is only somewhat long, and an index that was built with other
+        settings, are left for the writer.
         """
         with self._lock:
             generation = self._table.generation
             view = self._view
             if view is None or view.generation != generation or not patient:
-                self._view = self._refreshed(generation, _PATIENCE if patient else 1)
+                self._view = self._refreshed(generation, patient)
             assert self._view is not None
             return self._view
 
@@ -72,7 +73,7 @@ class Views:
         """Vectors as they stand in the index: of length one for metric cosine."""
         return unit(vectors) if self._spec.metric == "cosine" else vectors
 
-    def _refreshed(self, generation: int, patience: int) -> View:
+    def _refreshed(self, generation: int, patient: bool) -> View:
         view = self._view
         stamp = self._file.stamp()
         if view is None or stamp != self._stamp:
@@ -82,14 +83,16 @@ class Views:
                 loaded.use_device(self._device)
                 view = self._empty(stamp["generation"], loaded)
         view = view or self._empty(-1, None)
-        if view.generation == generation:
+        if view.generation == generation and patient:
             return view
         seqs = self._table.seqs()
         known = view.main.numbers if view.main else seqs[:0]
         alive = members(known, seqs)
         new = seqs[~members(seqs, known)]
         dead = len(known) - int(alive.sum())
-        if len(new) > patience * max(_TAIL, len(known) // 20) or 5 * dead > len(known):
+        most = (_PATIENCE if patient else 1) * max(_TAIL, len(known) // 20)
+        outdated = not patient and view.main is not None and not view.main.suits(len(seqs))
+        if len(new) > most or 5 * dead > len(known) or outdated:
             return self._indexed(generation, view.main, seqs, new, dead)
         kept = members(view.tail, new)
         fresh, vectors = self._table.vectors(new[~members(new, view.tail)])
@@ -108,7 +111,7 @@ class Views:
         if not len(seqs):
             return self._empty(generation, None)
         index = None
-        if main is not None and 5 * dead <= len(seqs) and not main.outgrown_by(len(seqs)):
+        if main is not None and 5 * dead <= len(seqs) and main.suits(len(seqs)):
             index = self._load(self._stamp, mapped=False)  # a mapped one cannot grow
         if index is None:
             index, new = self._untrained(seqs), seqs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,15 @@ import numpy as np
 from rag.filters import Filter, matches
 from rag.terms import tokens
 from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
-from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
+from stores.checks import (
+    check_chunks,
+    check_name,
+    check_notes,
+    check_same,
+    check_vectors,
+    gone,
+    no_collection,
+)
 from stores.keywords import words_of
 from stores.postings import Postings, search
 from stores.ranking import rank, scores
@@ -28,9 +36,11 @@ class MemoryStore:
 
     def __init__(self, spec: CollectionSpec) -> None:
         self.spec = spec
-        self._rows: dict[str, tuple[Chunk, Vectors]] = {}
+        self._kept: dict[str, tuple[Chunk, Vectors]] = {}
+        self._gone = False
         self._words: dict[str, list[str]] = {}
         self._postings: Postings | None = None
+        self._notes: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def describe(self) -> StoreInfo:
@@ -44,6 +54,7 @@ class MemoryStore:
             spec.embedder,
             self.count(),
             frozenset({"keyword_search"}),
+            dict(self._notes),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -79,6 +90,11 @@ class MemoryStore:
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         with self._lock:
             return [self._rows[chunk_id][0] for chunk_id in ids if chunk_id in self._rows]
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        with self._lock:
+            rows = [self._rows[chunk_id][1] for chunk_id in ids if chunk_id in self._rows]
+        return np.array(rows, np.float32).reshape(-1, self.spec.dim)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         queries = check_vectors(vectors, self.spec.dim)
@@ -133,8 +149,26 @@ class MemoryStore:
     def count(self, where: Filter | None = None) -> int:
         return len(self._matching(where))
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        with self._lock:
+            self._check_there()
+            self._notes = check_notes(self._notes, notes)
+
     def close(self) -> None:
         """Nothing to free: the backend keeps the collection until the process ends."""
+
+    def forget(self) -> None:
+        """Be a collection that is gone, for those who still have it open."""
+        self._gone = True
+
+    @property
+    def _rows(self) -> dict[str, tuple[Chunk, Vectors]]:
+        self._check_there()
+        return self._kept
+
+    def _check_there(self) -> None:
+        if self._gone:
+            raise gone(self.spec.name)
 
     def _matching(self, where: Filter | None) -> list[tuple[Chunk, Vectors]]:
         with self._lock:
@@ -166,11 +200,13 @@ class MemoryBackend:
         return self._stores[name]
 
     def drop(self, name: str) -> None:
-        self.open(name)
+        self.open(name).forget()
         del self._stores[name]
 
     def replace(self, name: str, by: str) -> None:
         store = self.open(by)
+        if name in self._stores and name != by:
+            self.drop(name)
         store.spec = replace(store.spec, name=name)
         self._stores[name] = self._stores.pop(by)
 

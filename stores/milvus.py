@@ -1,6 +1,8 @@
 """Milvus: Lite on a folder of this machine, or a server, a cluster or Zilliz Cloud.
 
-A collection `docs` is `ragline_docs` in Milvus, with its description in the properties.
+A collection `docs` is the alias `ragline_docs_e` in Milvus. It leads to a collection with a name of
+its own, whose properties hold the description. So another one takes the name in one step, and
+whoever still has the old one open never reads or writes the new one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from rag.errors import ConfigError, InputError, MetricMismatch, StoreError, UnknownCollection
 from rag.types import BackendInfo, CollectionSpec, Fingerprint
@@ -79,7 +82,7 @@ class MilvusBackend:
         return BackendInfo(self._milvus.location, version, frozenset(able))
 
     def collections(self) -> list[str]:
-        names = map(our_name, self._milvus("list_collections"))
+        names = map(our_name, self._milvus("list_aliases")["aliases"])
         return sorted(name for name in names if name is not None)
 
     def create(self, spec: CollectionSpec) -> MilvusStore:
@@ -94,45 +97,54 @@ class MilvusBackend:
 
     def open(self, name: str) -> MilvusStore:
         live = self._live(name)
-        collection = Collection(self._milvus, name, self._consistency)
+        collection = Collection(self._milvus, name, live.own_name, self._consistency)
         collection.flush()  # what Lite recovers after a crash is in no segment yet
         return MilvusStore(collection, live, ef=self._ef, nprobe=self._nprobe)
 
     def drop(self, name: str) -> None:
-        if not self._milvus("has_collection", milvus_name(name)):
-            raise no_collection(self._place, name)
-        self._milvus("drop_collection", milvus_name(name))
+        own_name, _ = self._described(name)
+        self._milvus("drop_alias", milvus_name(name))
+        self._drop_nameless(own_name)
 
     def replace(self, name: str, by: str) -> None:
         check_name(name)
-        taker = self.open(by).collection
+        new, _ = self._described(by)
         if name == by:
             return
-        taker.settle()
-        # A crash between these two leaves `by` whole: replacing again mends it. Readers wait
-        # in Collection while the name is taken.
-        with suppress(UnknownCollection):
-            self.drop(name)
-        self._milvus("rename_collection", taker.name, milvus_name(name))
-        self._milvus.load(milvus_name(name))
-        Collection(self._milvus, name, self._consistency).changed()
+        try:
+            old, _ = self._described(name)
+        except UnknownCollection:
+            self._milvus("create_alias", new, milvus_name(name))
+        else:
+            self._milvus("alter_alias", new, milvus_name(name))
+            self._drop_nameless(old)
+        self._milvus("drop_alias", milvus_name(by))
 
     def close(self) -> None:
         self._milvus.close()
 
-    def _live(self, name: str) -> Live:
+    def _described(self, name: str) -> tuple[str, Any]:
+        """Where the name leads to in Milvus, and what that is. Raises UnknownCollection."""
         try:
             check_name(name)
         except InputError as error:
             raise no_collection(self._place, name) from error
         described = self._milvus("describe_collection", milvus_name(name))
-        told = described["properties"].get(_PROPERTY)
-        if told is None:
+        if _PROPERTY not in described["properties"]:
             raise StoreError(
                 f"collection {milvus_name(name)!r} of {self._place} is another program's",
                 "use another --collection",
             )
-        fields = json.loads(told)
+        return described["collection_name"], described
+
+    def _drop_nameless(self, own_name: str) -> None:
+        """Delete a collection, unless another name leads to it: a crash may have left two."""
+        if not self._milvus("list_aliases", own_name)["aliases"]:
+            self._milvus("drop_collection", own_name)
+
+    def _live(self, name: str) -> Live:
+        own_name, described = self._described(name)
+        fields = json.loads(described["properties"][_PROPERTY])
         spec = CollectionSpec(
             name,
             fields["dim"],
@@ -140,16 +152,16 @@ class MilvusBackend:
             Fingerprint(**fields["embedder"]) if fields["embedder"] else None,
         )
         words = bool(described["functions"])
-        index = self._milvus("describe_index", milvus_name(name), VECTOR)
-        if index is None:  # a crash came between the collection and its index
-            index = self._indexed(spec, words)
+        index = self._milvus("describe_index", own_name, VECTOR)
+        if index is None:
+            index = self._indexed(own_name, spec, words)
         if index["metric_type"] != METRICS[spec.metric]:
             raise MetricMismatch(
                 f"collection {name!r} was made with metric {spec.metric}, but its index has "
                 f"{index['metric_type']}",
                 f"drop the index in Milvus and make one with {METRICS[spec.metric]}",
             )
-        return Live(spec, index["index_type"], fields["partition_key"], words)
+        return Live(own_name, spec, index["index_type"], fields["partition_key"], words)
 
     def _create(self, spec: CollectionSpec) -> None:
         version = self._milvus.version
@@ -161,22 +173,28 @@ class MilvusBackend:
         words = _has_keywords(version)
         description = asdict(spec) | {"partition_key": self._partition_key}
         del description["name"]  # it may change
-        name = milvus_name(spec.name)
+        alias = milvus_name(spec.name)
+        own_name = alias + uuid4().hex
         self._milvus(
             "create_collection",
-            name,
+            own_name,
             schema=schema(spec.dim, words=words, partition_key=bool(self._partition_key)),
             properties={_PROPERTY: json.dumps(description)},
             consistency_level="Bounded",
         )
-        self._indexed(spec, words)
-        self._milvus("load_collection", name, _async=True)  # who reads first waits for it
+        self._indexed(own_name, spec, words)
+        self._milvus("load_collection", own_name, _async=True)  # who reads first waits for it
+        try:
+            self._milvus("create_alias", own_name, alias)
+        except StoreError:
+            self._milvus("drop_collection", own_name)
+            if not self._milvus("has_collection", alias):  # otherwise someone was a moment faster
+                raise
 
-    def _indexed(self, spec: CollectionSpec, words: bool) -> Any:
-        name = milvus_name(spec.name)
+    def _indexed(self, own_name: str, spec: CollectionSpec, words: bool) -> Any:
         made = indexes(self._index, METRICS[spec.metric], self._build, words=words)
-        self._milvus("create_index", name, made, sync=False)
-        return self._milvus("describe_index", name, VECTOR)
+        self._milvus("create_index", own_name, made, sync=False)
+        return self._milvus("describe_index", own_name, VECTOR)
 
     @property
     def _place(self) -> str:

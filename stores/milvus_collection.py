@@ -6,23 +6,24 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from rag.errors import UnknownCollection
-from stores.milvus_connection import Connection, NotLoaded, TooLarge, milvus_name
+from rag.errors import StoreUnavailable, UnknownCollection
+from stores.milvus_connection import Connection, NotLoaded, TooLarge
 from stores.milvus_filters import EVERY, both, literal, one_of
 
 MOST = 16_384
 """The most rows that a server gives at once."""
 
-_IDS = 2_000  # in one expression
+MOST_IDS = 2_000
+"""The most ids that an expression names."""
+
 _SESSION_S = 60.0  # well over the bounded staleness of a server, 5 s by default
 _FRESH = 1_000  # rows; 20,000 that are in no segment cost a search of Lite 0.7 s, otherwise 13 ms
 _LOADED = ("query", "search", "hybrid_search")  # a new collection is loaded after 2 s on a server
-_REPLACED_S = (0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass
@@ -44,14 +45,15 @@ _states: defaultdict[tuple[str, ...], _Seen] = defaultdict(_Seen)
 
 
 class Collection:
-    """A collection by its name, which another one may take over at any time."""
+    """What was the collection `name` when it was opened; in Milvus it is `own_name` for ever."""
 
-    def __init__(self, milvus: Connection, name: str, consistency: str) -> None:
+    def __init__(self, milvus: Connection, name: str, own_name: str, consistency: str) -> None:
         self.milvus = milvus
-        self.name = milvus_name(name)
+        self._name = name
+        self._own_name = own_name
         self._consistency = consistency
         self._loaded = False
-        self._seen = _states[(*milvus.key, self.name)]
+        self._seen = _states[(*milvus.key, own_name)]
 
     def read(self, operation: str, *arguments: Any, **options: Any) -> Any:
         """A call that sees what this process wrote, and what others had written when it started."""
@@ -108,7 +110,7 @@ class Collection:
 
     def rows(self, ids: Sequence[str], fields: list[str]) -> list[Any]:
         """The rows of these ids that are there, in any order."""
-        most = _IDS
+        most = MOST_IDS
         if 0 < len(ids) <= most:
             try:
                 return list(self.read("query", filter=one_of("id", ids), output_fields=fields))
@@ -124,6 +126,16 @@ class Collection:
         found = self.read("query", filter=condition, output_fields=["count(*)"])
         return int(found[0]["count(*)"])
 
+    def properties(self) -> Mapping[str, str]:
+        """What is kept with the collection, by name."""
+        found: Mapping[str, str] = self._call("describe_collection")["properties"]
+        return found
+
+    def set_property(self, name: str, value: str) -> None:
+        """Keep a text with the collection; the other properties stay."""
+        with self._writing():
+            self._call("alter_collection_properties", {name: value})
+
     def flush(self) -> None:
         """Lite: put what was written into a segment with an index."""
         if self.milvus.is_lite:
@@ -131,33 +143,20 @@ class Collection:
                 self._seen.fresh = 0
                 self._call("flush")
 
-    def settle(self) -> None:
-        """Wait until everything that was written can be seen: under another name, say."""
-        self.flush()
-        self.changed()
-        self.count("")
-
-    def changed(self) -> None:
-        """What this process knows of the collection is no longer true."""
-        self._seen.stale += 1
-
     def _call(self, operation: str, *arguments: Any, **options: Any) -> Any:
-        """Tried again for a while where the collection is gone: it is perhaps being replaced."""
-        for wait in _REPLACED_S:
-            with suppress(UnknownCollection):
-                return self._once(operation, *arguments, **options)
-            time.sleep(wait)
-        return self._once(operation, *arguments, **options)
-
-    def _once(self, operation: str, *arguments: Any, **options: Any) -> Any:
-        if not self._loaded and operation in _LOADED:
-            self.milvus.load(self.name)
-            self._loaded = True
         try:
-            return self.milvus(operation, self.name, *arguments, **options)
-        except NotLoaded:  # Lite was started again
-            self.milvus.load(self.name)
-            return self.milvus(operation, self.name, *arguments, **options)
+            if not self._loaded and operation in _LOADED:
+                self.milvus.load(self._own_name)
+                self._loaded = True
+            try:
+                return self.milvus(operation, self._own_name, *arguments, **options)
+            except NotLoaded:  # Lite was started again
+                self.milvus.load(self._own_name)
+                return self.milvus(operation, self._own_name, *arguments, **options)
+        except UnknownCollection as error:
+            raise StoreUnavailable(
+                f"collection {self._name!r} was deleted or replaced", "open it again"
+            ) from error
 
     def _level(self) -> str:
         seen = self._seen

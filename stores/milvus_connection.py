@@ -28,6 +28,9 @@ for name in ("pymilvus", "pymilvus.milvus_client", "milvus_lite"):
     logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # each error is raised and told by us
 
 PREFIX = "ragline_"
+# So that no alias begins with another: with one, 2.3.5 also deletes those that begin with it, which
+# shows when it is started again.
+_END = "_e"
 _CONNECT_S = 5.0
 _LOAD_S = 600.0  # an index of millions of vectors is read into memory
 _CONNECT_FAILED, _NOT_FOUND, _NOT_FOUND_OLD, _NOT_LOADED, _NO_DATABASE = 2, 100, 4, 101, 800
@@ -58,15 +61,14 @@ _starting = threading.Lock()
 
 def milvus_name(name: str) -> str:
     """The name in Milvus, which knows no "-". One to one, on file systems that fold case too."""
-    return PREFIX + name.replace("_", "__").replace("-", "_d")
+    return PREFIX + name.replace("_", "__").replace("-", "_d") + _END
 
 
 def our_name(name: str) -> str | None:
     """The name of the collection that Milvus has under this name; None for a foreign one."""
-    if not name.startswith(PREFIX):
-        return None
-    ours = re.sub(r"_(.?)", lambda m: {"_": "_", "d": "-"}.get(m[1], "?"), name[len(PREFIX) :])
-    return None if "?" in ours or milvus_name(ours) != name else ours
+    within = name[len(PREFIX) : -len(_END)]
+    ours = re.sub(r"_(.?)", lambda m: {"_": "_", "d": "-"}.get(m[1], "?"), within)
+    return ours if ours and milvus_name(ours) == name else None
 
 
 class Connection:
@@ -152,8 +154,8 @@ class Connection:
         """The error of the client as one of ours."""
         place = f"Milvus at {self.location}"
         code, reason = _code(error), _reason(error)
-        if code in (_NOT_FOUND, _NOT_FOUND_OLD) and (name := our_name(collection)):
-            return no_collection(place, name)
+        if code in (_NOT_FOUND, _NOT_FOUND_OLD) and collection.startswith(PREFIX):
+            return no_collection(place, our_name(collection) or collection)
         if code == _NO_DATABASE or (reason.startswith("database ") and "exist" in reason):
             return StoreError(
                 f"{place} has no database {self._database!r}",

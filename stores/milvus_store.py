@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag.filters import Filter
+from rag.terms import tokens
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
-from stores.checks import check_chunks, check_vectors
-from stores.milvus_collection import MOST, Collection
+from stores.checks import check_chunks, check_notes, check_vectors
+from stores.milvus_collection import MOST, MOST_IDS, Collection
 from stores.milvus_filters import both, expression, one_of
 from stores.milvus_rows import FIELDS, MORE, VECTOR, searchable, size, to_chunk, to_row
 from stores.milvus_search import PAGE, Found, Searcher
@@ -21,14 +23,18 @@ from stores.ranking import nearest, rank
 if TYPE_CHECKING:
     from rag.types import Vectors
 
+_NOTES = "ragline_notes"
 _BATCH_BYTES = 32 * 2**20  # a server takes messages of 64 MiB
-_IDS = 2_000  # in one expression
 
 
 @dataclass(frozen=True)
 class Live:
-    """What a collection says of itself: its description, and the index that is really there."""
+    """What a collection says of itself: its description, and the index that is really there.
 
+    `own_name` is its name in Milvus, which no other collection ever has.
+    """
+
+    own_name: str
     spec: CollectionSpec
     index: str
     partition_key: str
@@ -55,6 +61,7 @@ class MilvusStore:
             spec.embedder,
             self.count(),
             frozenset({"keyword_search", "hybrid_search"} if words else ()),
+            self._notes(),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -84,18 +91,24 @@ class MilvusStore:
         condition = self._expression(where)
         # Looked up first: a server counts what it was told to delete, not what was there.
         doomed: dict[str, None] = {}
-        for some_ids in _parts("id", ids):
-            for some_documents in _parts("document_id", document_ids):
+        for some_ids in _conditions("id", ids):
+            for some_documents in _conditions("document_id", document_ids):
                 wanted = both(some_ids, some_documents, condition)
                 for rows in self.collection.pages(wanted, ["id"], MOST):
                     doomed.update(dict.fromkeys(row["id"] for row in rows))
-        for some_ids in _parts("id", list(doomed)):
+        for some_ids in _conditions("id", list(doomed)):
             self.collection.delete(some_ids)
         return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         found = self._searcher.chunks(ids)
         return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        rows = self.collection.rows(list(dict.fromkeys(ids)), ["id", VECTOR])
+        found = {row["id"]: row[VECTOR] for row in rows}
+        wanted = [found[chunk_id] for chunk_id in ids if chunk_id in found]
+        return np.array(wanted, np.float32).reshape(-1, self.spec.dim)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         queries = check_vectors(vectors, self.spec.dim)
@@ -112,7 +125,7 @@ class MilvusStore:
         self, texts: Sequence[str], k: int, where: Filter | None = None
     ) -> list[list[Hit]]:
         """The `k` best by BM25; see `rag.protocols.KeywordSearch`."""
-        words = [searchable(text) for text in texts]
+        words = [_asked(text) for text in texts]
         condition = self._expression(where)
         if k < 1:
             return [[] for _ in texts]
@@ -133,7 +146,7 @@ class MilvusStore:
         condition = self._expression(where)
         if k < 1:
             return [[] for _ in queries]
-        words = [searchable(text) for text in texts]
+        words = [_asked(text) for text in texts]
         return [rank(found, k) for found in self._searcher.by_both(queries, words, k, condition)]
 
     def documents(self) -> Iterator[DocumentRecord]:
@@ -162,19 +175,32 @@ class MilvusStore:
     def count(self, where: Filter | None = None) -> int:
         return self.collection.count(self._expression(where))
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        kept = check_notes(self._notes(), notes)
+        self.collection.set_property(_NOTES, json.dumps(kept))
+
     def close(self) -> None:
         """Nothing to free: the backend holds the connection, the server the collection."""
 
     def _expression(self, where: Filter | None) -> str:
         return expression(where, self._live.partition_key)
 
+    def _notes(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads(self.collection.properties().get(_NOTES, "{}"))
+        return found
+
     def _row(self, chunk: Chunk, vector: Vectors) -> dict[str, Any]:
         live = self._live
         return to_row(chunk, vector, partition_key=live.partition_key, words=live.words)
 
 
-def _parts(field: str, values: Sequence[str] | None) -> list[str]:
-    """The conditions that the field has one of these values; empty where any will do."""
+def _asked(text: str) -> str:
+    """The terms of a question, each once: one that is repeated weighs no more."""
+    return searchable(dict.fromkeys(tokens(text)))
+
+
+def _conditions(field: str, values: Sequence[str] | None) -> list[str]:
+    """That the field has one of these values, in several conditions; empty where any will do."""
     if values is None:
         return [""]
-    return [one_of(field, values[n : n + _IDS]) for n in range(0, len(values), _IDS)]
+    return [one_of(field, values[n : n + MOST_IDS]) for n in range(0, len(values), MOST_IDS)]

@@ -8,13 +8,12 @@ collection takes the name of another by one write.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -26,42 +25,23 @@ from pinecone import (
     Index,
     Pinecone,
     PineconeValueError,
-    Vector,
 )
 
 from rag.errors import ConfigError, DimensionMismatch, MetricMismatch, StoreUnavailable
-from rag.types import BackendInfo, CollectionSpec, Fingerprint
+from rag.types import BackendInfo, CollectionSpec
 from stores.checks import check_name, check_same, no_collection
+from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
 from stores.pinecone_index import METRICS, Connection, Waiting, translated
 from stores.pinecone_store import TEXTS, PineconeStore
 
 if TYPE_CHECKING:
     from pinecone import IndexModel
 
-_CATALOGUE = "rag.catalogue"
 _DERIVED = re.compile("rag-[0-9]+-(cosine|ip|l2)")
 _ANOTHER = (
     "set stores.pinecone.index to another name, or leave it out: then each dimension and metric "
     "gets an index of its own"
 )
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A collection in the catalogue of an index; without a namespace it has gone."""
-
-    index: Connection
-    namespace: str
-    embedder: Fingerprint | None
-    since: float
-
-    def to_spec(self, name: str) -> CollectionSpec:
-        return CollectionSpec(name, self.index.dim, self.index.metric, self.embedder)
-
-    def to_record(self, name: str) -> Vector:
-        embedder = json.dumps(asdict(self.embedder)) if self.embedder else ""
-        metadata = {"namespace": self.namespace, "embedder": embedder, "since": self.since}
-        return Vector(id=name, values=self.index.probe, metadata=metadata)
 
 
 class PineconeBackend:
@@ -113,8 +93,8 @@ class PineconeBackend:
         if entry is None:
             index = self._index_for(spec)
             namespace = f"{spec.name}.{uuid4().hex[:12]}"  # never one that is being deleted
-            entry = _Entry(index, namespace, spec.embedder, time.time())
-            index.upsert(_CATALOGUE, [entry.to_record(spec.name)])
+            entry = Entry(index, namespace, spec.embedder, time.time())
+            index.upsert(CATALOGUE, [entry.to_record(spec.name)])
             index.wait(lambda: spec.name in self._entries())
             entry = self._entries()[spec.name]  # another process may have been a moment later
         live = entry.to_spec(spec.name)
@@ -128,7 +108,7 @@ class PineconeBackend:
     def drop(self, name: str) -> None:
         entry = self._existing(name, self._entries())
         for index in self._indexes():
-            index.delete_unseen(_CATALOGUE, [name])
+            index.delete_unseen(CATALOGUE, [name])
         entry.index.wait(lambda: name not in self._entries())
         self._drop_namespace(entry)
 
@@ -142,12 +122,12 @@ class PineconeBackend:
         since = max(time.time(), *(entry.since + 0.001 for entry in (new, old) if entry))
         moved = replace(new, since=since)
         gone = replace(moved, namespace="")
-        new.index.upsert(_CATALOGUE, [moved.to_record(name), gone.to_record(by)])
+        new.index.upsert(CATALOGUE, [moved.to_record(name), gone.to_record(by)])
         new.index.wait(lambda: self._is_at(name, new.namespace) and by not in self._entries())
         others = [index for index in self._indexes() if index is not new.index]
         for index in others:
-            index.delete_unseen(_CATALOGUE, [name, by])
-        new.index.delete_unseen(_CATALOGUE, [by])
+            index.delete_unseen(CATALOGUE, [name, by])
+        new.index.delete_unseen(CATALOGUE, [by])
         if old is not None:
             self._drop_namespace(old)
 
@@ -159,21 +139,17 @@ class PineconeBackend:
                 self._client.close()
                 self._client = None
 
-    def _entries(self) -> dict[str, _Entry]:
+    def _entries(self) -> dict[str, Entry]:
         """The collections by name; of a name in two indexes the later entry."""
-        latest: dict[str, _Entry] = {}
+        latest: dict[str, Entry] = {}
         for index in self._indexes():
-            for page in index.ids(_CATALOGUE):
-                for name, record in index.fetch(_CATALOGUE, page).items():
-                    metadata = record.metadata or {}
-                    made_by = json.loads(metadata["embedder"] or "null")
-                    embedder = Fingerprint(**made_by) if made_by else None
-                    entry = _Entry(index, metadata["namespace"], embedder, metadata["since"])
+            for page in index.ids(CATALOGUE):
+                for name, entry in entries_of(index, page).items():
                     if name not in latest or entry.since > latest[name].since:
                         latest[name] = entry
         return {name: entry for name, entry in latest.items() if entry.namespace}
 
-    def _existing(self, name: str, entries: dict[str, _Entry]) -> _Entry:
+    def _existing(self, name: str, entries: dict[str, Entry]) -> Entry:
         check_name(name)
         if name not in entries:
             raise no_collection("pinecone", name)
@@ -184,7 +160,7 @@ class PineconeBackend:
         return entry is not None and entry.namespace == namespace
 
     @staticmethod
-    def _drop_namespace(entry: _Entry) -> None:
+    def _drop_namespace(entry: Entry) -> None:
         for namespace in (entry.namespace, entry.namespace + TEXTS):
             entry.index.drop(namespace)
 

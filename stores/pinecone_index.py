@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from pinecone import (
@@ -76,19 +76,19 @@ class Connection:
     def upsert(self, namespace: str, *waves: Iterable[Vector]) -> None:
         """Write records, each wave after the one before, and wait until reads see them."""
         reached = 0
-        last: dict[str, Any] = {}
-        for wave in waves:
-            batches = list(_batches(wave, self.dim))
+        parts = [list(_parts(wave, _MOST_RECORDS, _MOST_BYTES, self._bytes)) for wave in waves]
+        # In the order of the log, the last of each request stands for the whole.
+        last = {part[-1].id: as_kept(part[-1].metadata or {}) for some in parts for part in some}
+        before = self._bodies(namespace, last) if self._waiting.visible else {}
+        for batches in parts:
             answers = self._each(
                 lambda batch: self._index.upsert(vectors=batch, namespace=namespace), batches
             )
-            for answer, batch in zip(answers, batches, strict=True):
-                # In the order of the log, the last of each request stands for the whole.
-                last[batch[-1].id] = as_kept(batch[-1].metadata or {})
+            for answer in answers:
                 info = answer.response_info
                 reached = max(reached, (info and info.lsn_committed) or 0)
         if last and self._waiting.visible:
-            self.wait(lambda: self._shows(namespace, last, reached))
+            self.wait(lambda: self._shows(namespace, last, before, reached))
 
     def delete(self, namespace: str, chunk_ids: Mapping[str, str]) -> None:
         """Delete the records that are keys, and wait until reads do not see them.
@@ -98,20 +98,24 @@ class Connection:
         records = list(chunk_ids)
         self.delete_unseen(namespace, records)
         if records and self._waiting.visible:
-            last = [some[-1] for some in _slices(records)]
+            last = [some[-1] for some in _parts(records, _MOST_RECORDS)]
             where = {"id": {"$in": [chunk_ids[record] for record in last]}}
             self.wait(lambda: not self._shows_any(namespace, last, where))
 
     def delete_unseen(self, namespace: str, ids: Sequence[str]) -> None:
         """Delete records without waiting."""
         with suppress(_NoNamespace):
-            self._each(lambda some: self._index.delete(ids=some, namespace=namespace), _slices(ids))
+            self._each(
+                lambda some: self._index.delete(ids=some, namespace=namespace),
+                list(_parts(ids, _MOST_RECORDS)),
+            )
 
     def fetch(self, namespace: str, ids: Iterable[str]) -> dict[str, Vector]:
         """The records that are there, by id."""
         found: dict[str, Vector] = {}
         for answer in self._each(
-            lambda some: self._index.fetch(ids=some, namespace=namespace), list(_pages(ids))
+            lambda some: self._index.fetch(ids=some, namespace=namespace),
+            list(_parts(ids, _PAGE, _MOST_URL, _url_length)),
         ):
             found |= answer.vectors
         return found
@@ -198,8 +202,13 @@ class Connection:
         self._pool.shutdown()
         self._index.close()
 
-    def _shows(self, namespace: str, last: dict[str, Any], reached: int) -> bool:
-        """Whether searches (by the number of the log) and fetches see the last records."""
+    def _shows(
+        self, namespace: str, last: dict[str, Body], before: dict[str, Body], reached: int
+    ) -> bool:
+        """Whether searches (by the number of the log) and fetches see the last records.
+
+        Another writer may have changed one since: then it is neither this nor what was before.
+        """
         if reached:
             answer = self._asked(
                 lambda: self._index.query(vector=self.probe, top_k=1, namespace=namespace)
@@ -207,8 +216,16 @@ class Connection:
             seen = answer.response_info.lsn_reconciled if answer.response_info else None
             if seen is not None and seen < reached:
                 return False
-        found = self.fetch(namespace, last)
-        return {i: as_kept(record.metadata or {}) for i, record in found.items()} == last
+        found = self._bodies(namespace, last)
+        return all(found.get(i) == last[i] or found.get(i) != before.get(i) for i in last)
+
+    def _bodies(self, namespace: str, ids: Iterable[str]) -> dict[str, Body]:
+        found = self.fetch(namespace, ids)
+        return {i: as_kept(record.metadata or {}) for i, record in found.items()}
+
+    def _bytes(self, record: Vector) -> int:
+        """At most the bytes of the record in an upsert."""
+        return self.dim * _FLOAT_BYTES + json_size(record.metadata or {}) + len(record.id)
 
     def _shows_any(self, namespace: str, records: list[str], where: Body) -> bool:
         """Whether a search with this filter, or a fetch, sees one of the records."""
@@ -295,35 +312,21 @@ def translated(address: str) -> Iterator[None]:
         raise StoreError(f"Pinecone at {address} failed ({error})") from error
 
 
-def _slices(ids: Sequence[str]) -> list[list[str]]:
-    return [list(ids[at : at + _MOST_RECORDS]) for at in range(0, len(ids), _MOST_RECORDS)]
+def _url_length(record_id: str) -> int:
+    return len(quote(record_id, safe="")) + len("ids=&")
 
 
-def _batches(records: Iterable[Vector], dim: int) -> Iterator[list[Vector]]:
-    """The records in as many upserts as Pinecone's limits of number and bytes ask for."""
-    batch: list[Vector] = []
-    size = 0
-    for record in records:
-        bytes_more = dim * _FLOAT_BYTES + json_size(record.metadata or {}) + len(record.id)
-        if batch and (len(batch) == _MOST_RECORDS or size + bytes_more > _MOST_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += bytes_more
-    if batch:
-        yield batch
-
-
-def _pages(ids: Iterable[str]) -> Iterator[list[str]]:
-    """The ids in as many fetches as fit their addresses."""
-    page: list[str] = []
-    size = 0
-    for record_id in ids:
-        more = len(quote(record_id, safe="")) + len("ids=&")
-        if page and (len(page) == _PAGE or size + more > _MOST_URL):
-            yield page
-            page, size = [], 0
-        page.append(record_id)
-        size += more
-    if page:
-        yield page
+def _parts(
+    items: Iterable[T], most: int, room: int = 0, size: Callable[[T], int] = lambda _: 0
+) -> Iterator[list[T]]:
+    """The items in order, `most` in a part, and not larger than `room` but where one alone is."""
+    part: list[T] = []
+    left = room
+    for item in items:
+        left -= size(item)
+        if part and (len(part) == most or left < 0):
+            yield part
+            part, left = [], room - size(item)
+        part.append(item)
+    if part:
+        yield part

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from pinecone import Vector
+from pinecone import ScoredVector, Vector
 
 from rag.errors import InputError
 from rag.filters import Filter, matches
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
-from stores.checks import check_chunks, check_vectors
+from stores.checks import check_chunks, check_notes, check_vectors, gone
+from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
 from stores.pinecone_index import MOST_K, Connection
 from stores.pinecone_records import (
     FOREIGN,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 TEXTS = ".texts"
 """What ends the name of the namespace with the pieces of a collection's long texts."""
 
+Record: TypeAlias = Vector | ScoredVector
+
 _WITH_METADATA = 100  # hits whose metadata fits the 4 MB that Pinecone answers a query with
 _ZERO = 1e-8  # what Pinecone takes for zero
 _MOST_VALUES = 1_000  # documents in a filter
@@ -51,7 +55,16 @@ class PineconeStore:
     def describe(self) -> StoreInfo:
         spec, count = self.spec, self._index.count(self._namespace)
         index = f"serverless {self._index.name}"
-        return StoreInfo("pinecone", spec.name, spec.dim, spec.metric, index, spec.embedder, count)
+        return StoreInfo(
+            "pinecone",
+            spec.name,
+            spec.dim,
+            spec.metric,
+            index,
+            spec.embedder,
+            count,
+            notes=self._entry().notes,
+        )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
         vectors = check_chunks(chunks, vectors, self.spec.dim)
@@ -59,6 +72,7 @@ class PineconeStore:
         rows = {chunk.id: (chunk, row) for chunk, row in zip(chunks, vectors.tolist(), strict=True)}
         if not rows:
             return
+        self._entry()  # otherwise a namespace that was dropped would be there again
         first: list[Vector] = []
         later: list[Vector] = []
         pieces: list[Vector] = []
@@ -75,10 +89,17 @@ class PineconeStore:
             if has_foreign or record.startswith(FOREIGN):
                 both = (own_id(chunk.id), foreign_id(chunk.id))
                 moved |= {other: chunk.id for other in both if other and other != record}
+        stale: dict[str, None] = {}
+        if self._index.has(self._texts):
+            replaced = self._fetched([*moved, *(vector.id for vector in (*first, *later))])
+            stale = {i: None for each in replaced.items() for i in piece_ids(*each)}
+        for vector in pieces:
+            stale.pop(vector.id, None)
         self._index.upsert(self._texts, pieces)
         # The chunk at position 0 says that its document is whole.
         self._index.upsert(self._namespace, later, first)
         self._index.delete(self._namespace, moved)
+        self._index.delete_unseen(self._texts, list(stale))
 
     def delete(
         self,
@@ -87,12 +108,13 @@ class PineconeStore:
         document_ids: Sequence[str] | None = None,
         where: Filter | None = None,
     ) -> int:
+        self._entry()
         documents = None if document_ids is None else dict.fromkeys(document_ids)
         condition = None if where is None else to_filter(where)
         doomed: dict[str, str] = {}  # chunk ids by record id
         pieces: list[str] = []
         if ids is not None:
-            found: Iterable[dict[str, Body]] = [self._records(ids)]
+            found: Iterable[dict[str, Body]] = [_bodies(self._records(ids))]
         elif condition is not None:
             found = self._matching(condition, documents)
         else:
@@ -113,8 +135,14 @@ class PineconeStore:
         return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
-        found = {chunk.id: chunk for chunk in self._whole(self._records(ids)).values()}
+        found = {chunk.id: chunk for chunk, _ in self._whole(self._records(ids)).values()}
         return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        records = self._records(ids).values()
+        found = {(record.metadata or {})["id"]: record.values for record in records}
+        wanted = [found[chunk_id] for chunk_id in ids if chunk_id in found]
+        return np.array(wanted, np.float32).reshape(-1, self.spec.dim)
 
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         queries = check_vectors(vectors, self.spec.dim).tolist()
@@ -123,22 +151,24 @@ class PineconeStore:
             return [[] for _ in queries]
         # A euclidean score is the squared distance.
         sign = -1.0 if self.spec.metric == "l2" else 1.0
-        known: dict[str, Body] = {}
+        known: dict[str, Record] = {}
 
         def fetch(rows: list[int], n: int) -> list[list[tuple[float, str]]]:
             some = [queries[row] for row in rows]
             metadata = n <= _WITH_METADATA
             found = self._index.query(self._namespace, some, n, condition, metadata=metadata)
-            known.update({m.id: m.metadata for row in found for m in row if m.metadata})
+            known.update({m.id: m for row in found for m in row if m.metadata})
             return [sorted(((sign * m.score, m.id) for m in row), reverse=True) for row in found]
 
         near = nearest(fetch, len(queries), k, MOST_K)
         if k > MOST_K and any(len(row) == MOST_K for row in near):
             raise InputError(f"Pinecone finds {MOST_K} chunks at most, not {k}", "ask for fewer")
         wanted = dict.fromkeys(record for row in near for _, record in row)
-        known |= self._fetched(record for record in wanted if record not in known)
-        chunks = self._whole({record: known[record] for record in wanted if record in known})
-        return [rank(((s, chunks[i]) for s, i in row if i in chunks), k) for row in near]
+        if not wanted:
+            self._entry()
+        known.update(self._index.fetch(self._namespace, [i for i in wanted if i not in known]))
+        found = self._whole({record: known[record] for record in wanted if record in known})
+        return [rank(((s, found[i][0]) for s, i in row if i in found), k) for row in near]
 
     def documents(self) -> Iterator[DocumentRecord]:
         # Ids tell all but source and title, so that one chunk of each version is enough.
@@ -169,7 +199,7 @@ class PineconeStore:
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         waiting: list[str] = []
-        for page in self._index.ids(self._namespace):
+        for page in self._pages():
             waiting += page
             while len(waiting) >= batch:
                 yield from self._scanned(waiting[:batch])
@@ -180,27 +210,54 @@ class PineconeStore:
         condition = None if where is None else to_filter(where)
         # A search is as fresh as the last write and finds all that match, up to its limit.
         found = len(self._index.query(self._namespace, [self._index.probe], MOST_K, condition)[0])
+        if not found:
+            self._entry()
         if found < MOST_K:
             return found
         if condition is None:
             return self._index.count(self._namespace)
         return sum(len(page) for page in self._index.matching(self._namespace, condition))
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        entry = self._entry()
+        kept = replace(entry, notes=check_notes(entry.notes, notes))
+        self._index.upsert(CATALOGUE, [kept.to_record(self.spec.name)])
+
     def close(self) -> None:
         """Nothing to free: connections are the backend's."""
 
+    def _entry(self) -> Entry:
+        """What the catalogue says of the collection. Raises StoreUnavailable if it is another now.
+
+        Asked before every write, and before it is said that nothing is there.
+        """
+        entry = entries_of(self._index, [self.spec.name]).get(self.spec.name)
+        if entry is None or entry.namespace != self._namespace:
+            raise gone(self.spec.name)
+        return entry
+
     def _fetched(self, records: Iterable[str]) -> dict[str, Body]:
         """The metadata of the records that are there."""
-        found = self._index.fetch(self._namespace, records)
-        return {record: vector.metadata or {} for record, vector in found.items()}
+        return _bodies(self._index.fetch(self._namespace, records))
 
-    def _records(self, ids: Sequence[str]) -> dict[str, Body]:
-        """The metadata of the records of these chunks."""
+    def _pages(self) -> Iterator[list[str]]:
+        """The ids of all records, a page at a time."""
+        empty = True
+        for page in self._index.ids(self._namespace):
+            empty = empty and not page
+            yield page
+        if empty:
+            self._entry()
+
+    def _records(self, ids: Sequence[str]) -> dict[str, Vector]:
+        """The records of these chunks."""
         own = {chunk_id: own_id(chunk_id) for chunk_id in ids}
-        found = self._fetched(filter(None, own.values()))
+        found = self._index.fetch(self._namespace, filter(None, own.values()))
         others = [foreign_id(chunk_id) for chunk_id, i in own.items() if i not in found]
         if others and self._index.has(self._namespace, FOREIGN):
-            found |= self._fetched(others)
+            found |= self._index.fetch(self._namespace, others)
+        if ids and not found:
+            self._entry()
         return found
 
     def _own_records(self, documents: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -222,24 +279,34 @@ class PineconeStore:
             ]
         for each in filters:
             for page in self._index.matching(self._namespace, each):
-                yield {record: vector.metadata or {} for record, vector in page.items()}
+                yield _bodies(page)
 
-    def _whole(self, records: dict[str, Body]) -> dict[str, Chunk]:
-        """The chunks of these records, by record id, with the texts that are kept in pieces."""
-        pieces = {record: piece_ids(record, metadata) for record, metadata in records.items()}
+    def _whole(self, records: Mapping[str, Record]) -> dict[str, tuple[Chunk, Record]]:
+        """Chunk and record, by record id, with the texts that are kept in pieces."""
+        whole = self._joined(records)
+        lost = [record for record in records if record not in whole]
+        if lost:  # replaced meanwhile, or deleted
+            whole |= self._joined(self._index.fetch(self._namespace, lost))
+        return whole
+
+    def _joined(self, records: Mapping[str, Record]) -> dict[str, tuple[Chunk, Record]]:
+        """What `_whole` finds, without those records of whose texts a piece is missing."""
+        bodies = _bodies(records)
+        pieces = {record: piece_ids(record, metadata) for record, metadata in bodies.items()}
         found = self._index.fetch(self._texts, [i for ids in pieces.values() for i in ids])
         texts = {i: (vector.metadata or {})["text"] for i, vector in found.items()}
         return {
-            record: to_chunk(
-                metadata, metadata.get("text") or "".join(texts[i] for i in pieces[record])
+            record: (
+                to_chunk(body, body.get("text") or "".join(texts[i] for i in pieces[record])),
+                records[record],
             )
-            for record, metadata in records.items()
-            if all(i in texts for i in pieces[record])  # otherwise it was deleted meanwhile
+            for record, body in bodies.items()
+            if all(i in texts for i in pieces[record])
         }
 
     def _positions(self) -> Iterator[tuple[str, str, int, str]]:
         """Document, version, position and record id of every chunk."""
-        for page in self._index.ids(self._namespace):
+        for page in self._pages():
             for record in page:
                 if not record.startswith(FOREIGN):
                     yield *parts_of(record), record
@@ -249,11 +316,14 @@ class PineconeStore:
                 yield chunk.document_id, chunk.version, chunk.position, record
 
     def _scanned(self, ids: list[str]) -> Iterator[tuple[list[Chunk], Vectors]]:
-        found = self._index.fetch(self._namespace, ids)
-        chunks = self._whole({record: vector.metadata or {} for record, vector in found.items()})
-        if chunks:
-            rows = np.array([found[record].values for record in chunks], np.float32)
-            yield list(chunks.values()), rows
+        found = self._whole(self._index.fetch(self._namespace, ids)).values()
+        if found:
+            rows = np.array([record.values for _, record in found], np.float32)
+            yield [chunk for chunk, _ in found], rows
+
+
+def _bodies(records: Mapping[str, Record]) -> dict[str, Body]:
+    return {i: record.metadata or {} for i, record in records.items()}
 
 
 def _check_not_zero(chunks: Sequence[Chunk], vectors: Vectors) -> None:

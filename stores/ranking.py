@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-_NOISE = 1e-6  # of float32; scores that differ by less are ties
+# Scores closer than this share of themselves are ties: ten times the rounding of float32.
+_NOISE = 1e-6
 
 
 def nearest(
@@ -37,16 +38,38 @@ def nearest(
         rows = [
             row
             for row in rows
-            if len(found[row]) >= wanted and found[row][k - 1][0] - found[row][-1][0] < _NOISE
+            if len(found[row]) >= wanted and _tied(found[row][k - 1][0], found[row][-1][0])
         ]
         wanted = min(wanted * 4, limit)
     return [found[row] for row in range(queries)]
 
 
+def best(
+    found: Iterable[tuple[float, T]], k: int, name: Callable[[T], str]
+) -> list[tuple[float, T]]:
+    """The k best (score, item), those of equal score by name.
+
+    Equal is relative, because the scores of metrics ip and l2 have no scale of their own.
+    """
+    ordered: list[tuple[float, str, float, T]] = []
+    top = 0.0  # of those that tie
+    for score, item in sorted(found, key=lambda pair: -pair[0]):
+        if not ordered or not _tied(top, score):
+            if len(ordered) >= k:
+                break
+            top = score
+        ordered.append((-top, name(item), score, item))
+    ordered.sort(key=lambda row: row[:2])
+    return [(score, item) for *_, score, item in ordered[:k]]
+
+
 def rank(found: Iterable[tuple[float, Chunk]], k: int) -> list[Hit]:
-    """The k best as hits. Scores that agree to six decimals, the noise of float32, are ties."""
-    ordered = sorted(found, key=lambda pair: (-round(pair[0], 6), pair[1].id))
-    return [Hit(chunk, float(score)) for score, chunk in ordered[:k]]
+    """The k best as hits, ties by chunk id."""
+    return [Hit(chunk, float(score)) for score, chunk in best(found, k, lambda chunk: chunk.id)]
+
+
+def _tied(high: float, low: float) -> bool:
+    return high - low <= _NOISE * max(abs(high), abs(low))
 
 
 def unit(vectors: Vectors) -> Vectors:

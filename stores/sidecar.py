@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,6 +123,9 @@ class KeywordStore:
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         return self._store.get(ids)
 
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        return self._store.vectors(ids)
+
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         return self._store.search(vectors, k, where)
 
@@ -151,15 +155,18 @@ class KeywordStore:
     def count(self, where: Filter | None = None) -> int:
         return self._store.count(where)
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        self._store.annotate(notes)
+
     def close(self) -> None:
-        with self._lock:
+        with self._lock, ExitStack() as last:
+            last.callback(self._store.close)
             if self._opened:
                 table, words = self._opened
+                last.callback(table.close)
                 if self._wrote:
                     self._wrote = False
                     words.save()
-                table.close()
-        self._store.close()
 
     def _find(self, texts: Sequence[str], k: int, where: Filter | None) -> list[list[Hit]]:
         table, words = self._index()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from rag.filters import And, Compare, Filter, Not, Or, kind
@@ -37,6 +38,17 @@ def to_sql(where: Filter | None) -> tuple[str, list[Any]]:
             return _any_of(name, op, among)
 
 
+def one_of(values: Iterable[Scalar]) -> tuple[str, list[Any]]:
+    """(condition, operands) to write behind a column: it is one of these, however many."""
+    # json_each cuts a text at its first NUL, and would find another one.
+    cut: list[Any] = []
+    whole: list[Any] = []
+    for value in values:
+        (cut if isinstance(value, str) and "\0" in value else whole).append(value)
+    more = f" UNION ALL VALUES {', '.join(['(?)'] * len(cut))}" if cut else ""
+    return f"IN (SELECT value FROM json_each(?){more})", [json.dumps(whole), *cut]
+
+
 def _any_of(name: str, op: str, among: tuple[Scalar, ...]) -> tuple[str, list[Any]]:
     """`name op value` for one of the values, each compared with fields of its own kind only."""
     conditions, values = [], []
@@ -45,8 +57,7 @@ def _any_of(name: str, op: str, among: tuple[Scalar, ...]) -> tuple[str, list[An
         if not same:
             continue
         if op == "in":
-            test = "IN (SELECT value FROM json_each(?))"
-            operands: list[Any] = [json.dumps(same)]
+            test, operands = one_of(same)
         else:
             test, operands = f"{_SIGNS[op]} ?", same[:1]
         if name in _TEXT or name in _NUMBER:

@@ -12,6 +12,7 @@ import json
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -27,8 +28,9 @@ from filelock import FileLock, Timeout
 from rag.errors import StoreUnavailable
 from rag.filters import Filter, kind
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint, Hit, Scalar
+from stores.checks import check_notes, gone
 from stores.ranking import rank
-from stores.sql_filters import to_sql
+from stores.sql_filters import one_of, to_sql
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 FILE = "chunks.sqlite3"
 _MAPPED = 2**34  # bytes; texts are read where the system has cached them, without a copy
+_NEW = ".new-"  # begins the name of a collection that is being made, which takes milliseconds
+_LEFT_S = 3_600  # so long after, it is what a dead process has left
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -66,8 +70,7 @@ class ChunkTable:
         """Open the collection in `folder`. Raises StoreUnavailable."""
         self.folder = folder
         self._path = folder / FILE
-        self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._lock = write_lock(folder)
         self._writing = threading.RLock()
         try:
@@ -87,8 +90,11 @@ class ChunkTable:
         if not (folder / FILE).exists():
             with _translated(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
+                for left in folder.parent.glob(f"{_NEW}*"):
+                    if time.time() - left.stat().st_mtime > _LEFT_S:
+                        rmtree(left, ignore_errors=True)
                 # Made aside and moved into place: no crash leaves half a collection.
-                part = Path(mkdtemp(prefix=".new-", dir=folder.parent))
+                part = Path(mkdtemp(prefix=_NEW, dir=folder.parent))
                 try:
                     with closing(sqlite3.connect(part / FILE, isolation_level=None)) as db:
                         db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
@@ -103,18 +109,7 @@ class ChunkTable:
 
     @property
     def generation(self) -> int:
-        """A number that grows with every write, whichever process made it.
-
-        Raises StoreUnavailable once the collection was deleted or replaced.
-        """
-        try:
-            same = self._path.stat().st_ino == self._inode
-        except OSError:
-            same = False
-        if not same:
-            raise StoreUnavailable(
-                f"collection {self.folder.name!r} was deleted or replaced", "open it again"
-            )
+        """A number that grows with every write, whichever process made it."""
         return int(self._one("SELECT value FROM meta WHERE key = 'generation'"))
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -123,7 +118,8 @@ class ChunkTable:
         if not rows:
             return
         with self._transaction() as db:
-            self._delete(db, "id IN (SELECT value FROM json_each(?))", [json.dumps(list(rows))])
+            condition, ids = one_of(rows)
+            self._delete(db, f"id {condition}", ids)
             for chunk, vector in rows.values():
                 seq = db.execute(
                     "INSERT INTO chunks VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -155,29 +151,39 @@ class ChunkTable:
         where: Filter | None,
     ) -> int:
         """Delete what matches every argument that is not None; how many chunks went."""
-        conditions, values = ["1"], []
+        conditions, values = [], []
         for column, wanted in (("id", ids), ("document_id", document_ids)):
             if wanted is not None:
-                conditions.append(f"{column} IN (SELECT value FROM json_each(?))")
-                values.append(json.dumps(list(wanted)))
+                condition, operands = one_of(wanted)
+                conditions.append(f"{column} {condition}")
+                values += operands
         if where is not None:
             condition, operands = to_sql(where)
             conditions.append(condition)
             values += operands
-        if len(conditions) == 1:
+        if not conditions:
             return 0
         with self._transaction() as db:
             return self._delete(db, " AND ".join(conditions), values)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         """The chunks in the order asked for; missing ones left out."""
+        condition, values = one_of(ids)
         rows = self._all(
-            f"SELECT {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
-            "WHERE c.id IN (SELECT value FROM json_each(?))",
-            [json.dumps(list(ids))],
+            f"SELECT {_CHUNK} FROM chunks c JOIN contents t USING (seq) WHERE c.id {condition}",
+            values,
         )
         found = {row[0]: _chunk(row) for row in rows}
         return [found[chunk_id] for chunk_id in ids if chunk_id in found]
+
+    def vectors_of(self, ids: Sequence[str]) -> Vectors:
+        """The vectors of the chunks in the order asked for; missing ones left out."""
+        condition, values = one_of(ids)
+        rows = self._all(
+            f"SELECT id, vector FROM chunks JOIN contents USING (seq) WHERE id {condition}", values
+        )
+        found = dict(rows)
+        return self._array(found[chunk_id] for chunk_id in ids if chunk_id in found)
 
     def chunks(self, seqs: Sequence[int]) -> dict[int, Chunk]:
         """The chunks by seq; missing ones left out."""
@@ -204,8 +210,10 @@ class ChunkTable:
     def seqs(self, where: Filter | None = None) -> NDArray[np.int64]:
         """The seq of every chunk that matches, ascending."""
         condition, values = to_sql(where)
-        rows = self._all(f"SELECT seq FROM chunks WHERE {condition} ORDER BY seq", values)
-        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        with self._connection() as db:
+            rows = db.execute(f"SELECT seq FROM chunks WHERE {condition} ORDER BY seq", values)
+            # A list of them would take 80 bytes each.
+            return np.fromiter((row[0] for row in rows), np.int64)
 
     def vectors(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Vectors]:
         """(seqs, vectors) of the chunks that are still there, ordered by seq."""
@@ -252,6 +260,17 @@ class ChunkTable:
             last = rows[-1][0]
             yield [_chunk(row[2:]) for row in rows], self._array(row[1] for row in rows)
 
+    def notes(self) -> dict[str, str]:
+        """The notes by name."""
+        rows = self._all("SELECT value FROM meta WHERE key = 'notes'")
+        return json.loads(rows[0][0]) if rows else {}
+
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        """Write notes. The generation stays, as no index has to follow."""
+        with self.exclusive():
+            kept = json.dumps(check_notes(self.notes(), notes))
+            self._all("INSERT OR REPLACE INTO meta VALUES ('notes', ?)", [kept])
+
     @contextmanager
     def exclusive(self, *, keep: bool = False) -> Iterator[None]:
         """Be the only writer inside, and with `keep` until `close`.
@@ -259,8 +278,14 @@ class ChunkTable:
         Raises StoreUnavailable if another process is.
         """
         with self._writing:
+            self._check_there()  # before too, as to take the lock makes the folder
             if not (keep and self._lock.is_locked):
                 acquire(self._lock, self.folder)
+            try:
+                self._check_there()
+            except StoreUnavailable:  # and the lock is that of the collection there now
+                self._lock.release(force=True)
+                raise
             try:
                 yield
             finally:
@@ -269,10 +294,17 @@ class ChunkTable:
 
     def close(self) -> None:
         """Close every connection and give the writer's lock back. Idempotent."""
-        while self._open:
-            self._open.pop().close()
-        self._local = threading.local()
+        while self._idle:
+            self._idle.pop().close()
         self._lock.release(force=True)
+
+    def _check_there(self) -> None:
+        try:
+            same = self._path.stat().st_ino == self._inode
+        except OSError:
+            same = False
+        if not same:
+            raise gone(self.folder.name)
 
     def _array(self, blobs: Iterator[bytes]) -> Vectors:
         return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, self.spec.dim)
@@ -288,40 +320,44 @@ class ChunkTable:
                 db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT seq FROM temp.doomed)")
         return found.rowcount
 
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread uses meanwhile. Raises StoreUnavailable."""
+        with _translated(self.folder):
+            self._check_there()
+            try:
+                db = self._idle.pop()
+            except IndexError:
+                db = self._connect()
+            try:
+                yield db
+            except BaseException:
+                db.close()  # which rolls back
+                raise
+            self._idle.append(db)
+
     def _connect(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False, timeout=30
-            )
-            # A commit is acknowledged only once it is on the disk.
-            db.executescript("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
-            db.execute(f"PRAGMA mmap_size = {_MAPPED}")
-            self._local.db = db
-            self._open.append(db)
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        # A commit is acknowledged only once it is on the disk.
+        db.executescript("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+        db.execute(f"PRAGMA mmap_size = {_MAPPED}")
         return db
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with _translated(self.folder):
-            return self._connect().execute(sql, values).fetchall()
+        with self._connection() as db:
+            return db.execute(sql, values).fetchall()
 
     def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        with _translated(self.folder):
-            return self._connect().execute(sql, values).fetchone()[0]
+        with self._connection() as db:
+            return db.execute(sql, values).fetchone()[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self.exclusive(keep=True), _translated(self.folder):
-            db = self._connect()
+        with self.exclusive(keep=True), self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+            yield db
+            db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            db.execute("COMMIT")
 
 
 def write_lock(folder: Path) -> FileLock:
@@ -343,11 +379,12 @@ def acquire(lock: FileLock, folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of the collection inside. Raises StoreUnavailable."""
+    """Be the only writer of the collection inside. Raises StoreUnavailable, also for OSError."""
     lock = write_lock(folder)
     acquire(lock, folder)
     try:
-        yield
+        with _translated(folder):
+            yield
     finally:
         lock.release()
 

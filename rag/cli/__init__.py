@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from rag import __version__
-from rag.cli import asking, collections, documents, settings, stores
+from rag.cli import asking, collections, documents, evaluating, searching, settings, stores
 from rag.cli.context import pair
 from rag.errors import EXIT_CODES, RagError, RagWarning
 
@@ -50,7 +50,8 @@ def cli(
 for command in (
     asking.ingest,
     asking.ask,
-    asking.search,
+    searching.search,
+    evaluating.evaluate,
     collections.collections,
     documents.documents,
     stores.stores,

@@ -1,4 +1,4 @@
-"""`rag ingest`, `rag ask`, `rag search`."""
+"""`rag ingest`, `rag ask`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rag.cli.context import (
     path,
     print_json,
     scalar,
+    search_options,
     top_k_option,
     where_option,
 )
@@ -62,11 +63,13 @@ def ingest(
 @collection_options
 @top_k_option
 @where_option
+@search_options
 @as_json_option
 @click.option("--stream", is_flag=True, help="Print the answer as it is written.")
 @click.pass_context
 def ask(
     context: click.Context,
+    /,
     question: str,
     collection: str | None,
     store: str | None,
@@ -74,6 +77,7 @@ def ask(
     where: str | None,
     as_json: bool,
     stream: bool,
+    **search: Any,
 ) -> None:
     """Answer a question from the documents, with its sources."""
     from rag import terminal
@@ -82,8 +86,9 @@ def ask(
     condition = parse_json(where)
     app = app_of(context, collection, store)
     k = top_k or app.settings.answer.top_k
+    options = app.search_options(**search)
     if not stream:
-        answer = app.ask(question, k, condition)
+        answer = app.ask(question, k, condition, options)
         if as_json:
             print_json(answer.to_json())
         else:
@@ -94,7 +99,7 @@ def ask(
     from rag.answer import Done, Token
 
     async def follow() -> None:
-        with app.answerer() as answerer:
+        with app.answerer(options) as answerer:
             async for event in answerer.stream(question, k, condition):
                 if as_json:
                     print_json(_event(event), indent=None)
@@ -105,37 +110,6 @@ def ask(
                     terminal.answer(event.answer, streamed=True)
 
     asyncio.run(follow())
-
-
-@click.command()
-@click.argument("question")
-@collection_options
-@top_k_option
-@where_option
-@as_json_option
-@click.pass_context
-def search(
-    context: click.Context,
-    question: str,
-    collection: str | None,
-    store: str | None,
-    top_k: int | None,
-    where: str | None,
-    as_json: bool,
-) -> None:
-    """Find the passages nearest to a question."""
-    from rag import terminal
-    from rag.filters import parse_json
-    from rag.types import Citation
-
-    condition = parse_json(where)
-    app = app_of(context, collection, store)
-    found = app.search(question, top_k or app.settings.answer.top_k, condition)
-    citations: list[Citation] = [Citation.of(n, hit) for n, hit in enumerate(found, start=1)]
-    if as_json:
-        print_json([asdict(citation) for citation in citations])
-    else:
-        terminal.hits(citations)
 
 
 def _event(event: Any) -> dict[str, Any]:

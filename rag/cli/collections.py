@@ -101,8 +101,11 @@ def collections_copy(
 @click.argument("name")
 @click.option("--model", required=True, help="The embedding model to change to.")
 @store_option
+@as_json_option
 @click.pass_context
-def collections_reembed(context: click.Context, name: str, model: str, store: str | None) -> None:
+def collections_reembed(
+    context: click.Context, name: str, model: str, store: str | None, as_json: bool
+) -> None:
     """Give a collection the vectors of another model.
 
     Searches go on in the old vectors until the new ones are whole. Run it again if it was stopped.
@@ -110,8 +113,11 @@ def collections_reembed(context: click.Context, name: str, model: str, store: st
     from rag import terminal
 
     app = app_of(context, name, store)
-    with terminal.chunk_progress("embedded", quiet=False) as progress:
+    with terminal.chunk_progress("embedded", quiet=as_json) as progress:
         count = app.reembed(name, model, progress)
+    if as_json:
+        print_json({"collection": name, "model": model, "embedded": count})
+        return
     click.echo(f"{name} now has the vectors of {model} ({count} chunks embedded)")
     if model != app.settings.embedder.model:
         click.echo(f"set embedder.model = {json.dumps(model)} in rag.toml, or RAG_EMBEDDER_MODEL")

@@ -33,6 +33,18 @@ def collection_options(command: F) -> F:
     return click.option("--collection", help="Name of the collection.")(store_option(command))
 
 
+def search_options(command: F) -> F:
+    """How to search; see `rag.retrieve.SearchOptions`."""
+    for option in (
+        click.option("--expand", type=click.IntRange(0, 10), help="Neighbours of each passage."),
+        click.option("--diversity", type=click.FloatRange(0, 1), help="Prefer hits that differ."),
+        click.option("--rerank/--no-rerank", default=None, help="Use the reranker, if one is set."),
+        click.option("--mode", type=click.Choice(["hybrid", "dense", "keyword"])),
+    ):
+        command = option(command)
+    return command
+
+
 def load_settings(context: click.Context, values: dict[str, Any]) -> Loaded:
     """The settings, with `values` of this command above all others."""
     from rag.settings import load
@@ -50,6 +62,8 @@ def app_of(context: click.Context, collection: str | None, store: str | None) ->
     values = {name: value for name, value in chosen.items() if value is not None}
     app = App(load_settings(context, values).settings, terminal.say)
     context.call_on_close(app.close)
+    if app.settings.store == "memory":
+        terminal.say("warning: the memory store is empty again when this command ends")
     return app
 
 

@@ -6,6 +6,8 @@ Importing torch takes seconds; counting tokens and telling one embedder from ano
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,9 @@ _PREFIXES = {
     "bge-small-zh": ("为这个句子生成表示以用于检索相关文章：", ""),
     "nomic-embed-text": ("search_query: ", "search_document: "),
 }
+
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 class Encoder:
@@ -75,6 +80,23 @@ class Encoder:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included, nothing cut."""
         return [len(encoding.ids) for encoding in self._encode(texts)]
+
+    def legibility(self, text: str) -> float:
+        """The share of the letters that the vocabulary knows in whole characters or more, 0 to 1.
+
+        An English model meets Chinese as unknown tokens, Korean as parts of a character and Russian
+        as single letters: its vectors of them mean next to nothing.
+        """
+        encoding = self._tokenizer.encode(text)
+        unknown = self._tokenizer.token_to_id(self._unknown)
+        pieces = Counter(span for span in encoding.offsets if span[1] > span[0])
+        known: dict[int, bool] = {}
+        for token, span in zip(encoding.ids, encoding.offsets, strict=True):
+            for at in range(*span):
+                lone = span[1] - span[0] == 1 and _inside_word(text, at)
+                known[at] = token != unknown and pieces[span] == 1 and not lone
+        letters = [at for at, letter in enumerate(text) if letter.isalpha()]
+        return sum(known.get(at, False) for at in letters) / len(letters) if letters else 1.0
 
     def batches(
         self, texts: Sequence[str], size: int
@@ -138,6 +160,11 @@ class Encoder:
         return tokenizer
 
     @cached_property
+    def _unknown(self) -> str:
+        token = self._json("tokenizer_config.json").get("unk_token") or "[UNK]"
+        return str(token["content"] if isinstance(token, dict) else token)
+
+    @cached_property
     def _tail(self) -> int:
         """How many special tokens end a text."""
         mask = self._tokenizer.encode("a").special_tokens_mask
@@ -157,3 +184,9 @@ class Encoder:
                 f"{self.folder / name} is not JSON", "fetch the model again"
             ) from error
         return values
+
+
+def _inside_word(text: str, at: int) -> bool:
+    """Whether the letter has letters on both sides, none of them Han: there, each is a word."""
+    around = text[max(0, at - 1) : at + 2]
+    return len(around) == 3 and around.isalpha() and not _HAN.search(around)

@@ -91,6 +91,10 @@ class OpenAIEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return self._count([self._document_prefix + text for text in texts])
 
+    def legibility(self, text: str) -> float:
+        """1: the server does not say."""
+        return 1.0
+
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         prefixed = [self._document_prefix + text for text in texts]
         longest = max(self._count(prefixed), default=0)

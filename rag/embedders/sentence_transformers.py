@@ -82,6 +82,9 @@ class SentenceTransformersEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return self._encoder.count([self._document_prefix + text for text in texts])
 
+    def legibility(self, text: str) -> float:
+        return self._encoder.legibility(text)
+
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         return self._embed([self._document_prefix + text for text in texts], cut=False)
 

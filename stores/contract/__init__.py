@@ -38,6 +38,7 @@ from stores.contract.deleting import DeletingTests
 from stores.contract.filtering import FilteringTests
 from stores.contract.keywords import KeywordTests
 from stores.contract.lasting import LastingTests
+from stores.contract.notes import NotesTests
 from stores.contract.refusing import RefusingTests
 from stores.contract.searching import SearchingTests
 from stores.contract.setting import ContractSetting, OpenBackend
@@ -51,6 +52,7 @@ GROUPS: tuple[type, ...] = (
     KeywordTests,
     RefusingTests,
     LastingTests,
+    NotesTests,
     CongruenceTests,
 )
 """The parts of the contract, in the order of the README's matrix."""
@@ -64,6 +66,7 @@ class StoreContract(
     KeywordTests,
     RefusingTests,
     LastingTests,
+    NotesTests,
     CongruenceTests,
 ):
     """Every promise of the protocol, a test each. The attributes are those of ContractSetting."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -132,8 +133,11 @@ class _Congruence(RuleBasedStateMachine):
         self.exact = exact
         self.store: VectorStore | None = None
 
-    @initialize(metric=st.sampled_from(["cosine", "ip", "l2"]))
-    def create(self, metric: Any) -> None:
+    @initialize(metric=st.sampled_from(["cosine", "ip", "l2"]), scale=st.sampled_from([1.0, 1e-4]))
+    def create(self, metric: Any, scale: float) -> None:
+        self.scale = np.float32(scale)
+        # What a score is measured by: those of ip and l2 grow with the square of the vectors.
+        self.tolerance = TOLERANCE * (1.0 if metric == "cosine" else scale**2)
         self.name = f"machine-{uuid4().hex[:12]}"
         self.reference = MemoryBackend().create(replace(SPEC, metric=metric))
         self.store = self.backend.create(replace(SPEC, name=self.name, metric=metric))
@@ -146,7 +150,7 @@ class _Congruence(RuleBasedStateMachine):
     )
     def upsert(self, numbers: list[int], document: int, seed: int, values: Any) -> None:
         chunks = [chunk(n, document=document, text=f"seed {seed}", **values) for n in numbers]
-        vectors = random_vectors(len(chunks), seed)
+        vectors = random_vectors(len(chunks), seed) * self.scale
         for store in self._both():
             store.upsert(chunks, vectors)
 
@@ -167,25 +171,23 @@ class _Congruence(RuleBasedStateMachine):
     @rule(seed=st.integers(10, 15), k=st.integers(1, 30), where=st.none() | filters)
     def search(self, seed: int, k: int, where: Any) -> None:
         condition = self._known(where)
+        query = random_vectors(1, seed) * self.scale
         found, expected = (
-            {
-                hit.chunk.id: hit.score
-                for hit in store.search(random_vectors(1, seed), k, condition)[0]
-            }
+            {hit.chunk.id: hit.score for hit in store.search(query, k, condition)[0]}
             for store in self._both()
         )
         assert len(found) == len(expected)
         for chunk_id in found.keys() & expected.keys():
             assert found[chunk_id] == pytest.approx(
-                expected[chunk_id], rel=TOLERANCE, abs=TOLERANCE
+                expected[chunk_id], rel=TOLERANCE, abs=self.tolerance
             )
         if self.exact:
             assert sorted(found.values()) == pytest.approx(
-                sorted(expected.values()), rel=TOLERANCE, abs=TOLERANCE
+                sorted(expected.values()), rel=TOLERANCE, abs=self.tolerance
             )
             # Scores that are equal but for rounding may change places; nothing else may.
             worst = min(expected.values(), default=0.0)
-            worst += 2 * TOLERANCE * max(1.0, abs(worst))
+            worst += 2 * max(self.tolerance, TOLERANCE * abs(worst))
             assert {i for i, s in found.items() if s > worst} == {
                 i for i, s in expected.items() if s > worst
             }

@@ -9,7 +9,7 @@ import pytest
 from rag.errors import UnsupportedFilter
 from rag.filters import And, Compare, Filter, Not, Or, matches, parse
 from rag.protocols import VectorStore
-from stores.contract.data import FILTERS, library, random_vectors
+from stores.contract.data import FILTERS, chunk, library, random_vectors
 from stores.contract.setting import ContractSetting
 
 
@@ -46,6 +46,14 @@ class FilteringTests(ContractSetting):
         condition = parse({"source": {"$in": wanted}, "position": {"$nin": list(range(10, 200))}})
         assert shelf.count(condition) == 3
         assert len(shelf.search(random_vectors(1), 10, condition)[0]) == 3
+
+    @pytest.mark.parametrize(
+        "where", [{"v": {"$in": ["a\x00b", "z"]}}, {"v": "a\x00b"}, {"v": {"$nin": ["a"]}}], ids=str
+    )
+    def test_a_text_does_not_end_at_nul(self, store: VectorStore, where: dict[str, Any]) -> None:
+        store.upsert([chunk(0, v="a"), chunk(1, v="a\x00b")], random_vectors(2))
+        found = store.search(random_vectors(1), 5, parse(where))[0]
+        assert [hit.chunk for hit in found] == [chunk(1, v="a\x00b")]
 
 
 def has_text_range(condition: Filter) -> bool:

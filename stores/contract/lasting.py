@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 
+from rag.errors import StoreError
 from rag.filters import parse
 from rag.protocols import StoreBackend, VectorStore
 from rag.types import CollectionSpec
 from stores.contract.data import FINGERPRINT, chunk, library, random_vectors
-from stores.contract.setting import ContractSetting, OpenBackend, not_applicable
-
-_VISIBLE_S = 30  # how long what another process wrote may take to be seen
+from stores.contract.setting import VISIBLE_S, ContractSetting, OpenBackend, not_applicable
 
 
 class LastingTests(ContractSetting):
@@ -73,6 +69,44 @@ class LastingTests(ContractSetting):
         assert "a-new-name" in backend.collections()
         backend.drop("a-new-name")
 
+    @pytest.mark.parametrize("fate", ["dropped", "made again", "replaced"])
+    def test_who_has_it_open_writes_nothing_once_it_is_gone(
+        self, backend: StoreBackend, spec: CollectionSpec, fate: str
+    ) -> None:
+        backend.create(spec).close()
+        old = backend.open(spec.name)
+        assert old.count() == 0
+        by = replace(spec, name=f"{spec.name}-next", embedder=replace(FINGERPRINT, model="other"))
+        if fate == "replaced":
+            new = backend.create(by)
+            new.upsert(library(), random_vectors(30))
+            new.close()
+            backend.replace(spec.name, by=by.name)
+        else:
+            backend.drop(spec.name)
+        if fate == "made again":
+            new = backend.create(spec)
+            new.upsert(library(), random_vectors(30))
+            new.close()
+        for write in (
+            lambda: old.upsert([chunk(99)], random_vectors(1)),
+            lambda: old.delete(ids=[library()[0].id]),
+            lambda: old.annotate({"by": "the one before"}),
+        ):
+            with pytest.raises(StoreError):
+                write()
+        old.close()
+        if fate == "dropped":
+            assert spec.name not in backend.collections()
+            return
+        now = backend.open(spec.name)
+        found = {each.id: each for chunks, _ in now.scan() for each in chunks}
+        assert found == {each.id: each for each in library()}
+        assert now.describe().notes == {}
+        now.upsert([chunk(50, document=50)], random_vectors(1))
+        assert now.count() == 31
+        now.close()
+
     def test_reopened_it_is_the_same(self, open_backend: OpenBackend, spec: CollectionSpec) -> None:
         if not self.persistent:
             not_applicable("nothing is kept")
@@ -116,7 +150,7 @@ class LastingTests(ContractSetting):
         store.close()
         if not self.shared:
             backend.close()
-        done = self._run(
+        done = self.in_another_process(
             request,
             spec,
             """
@@ -130,7 +164,7 @@ class LastingTests(ContractSetting):
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["30", library()[4].id]
         store = backend.open(spec.name)
-        deadline = time.monotonic() + _VISIBLE_S
+        deadline = time.monotonic() + VISIBLE_S
         while store.count() != 21 and time.monotonic() < deadline:
             pass
         assert store.count() == 21
@@ -144,11 +178,11 @@ class LastingTests(ContractSetting):
             not_applicable("one process at a time")
         store = backend.create(spec)
         assert store.search(random_vectors(1), 3) == [[]]
-        done = self._run(
+        done = self.in_another_process(
             request, spec, "store.upsert(library(), random_vectors(30)); store.close()"
         )
         assert done.returncode == 0, done.stderr
-        deadline = time.monotonic() + _VISIBLE_S
+        deadline = time.monotonic() + VISIBLE_S
         found = store.search(random_vectors(30)[4:5], 30)[0]
         while len(found) < 30 and time.monotonic() < deadline:
             found = store.search(random_vectors(30)[4:5], 30)[0]
@@ -164,7 +198,7 @@ class LastingTests(ContractSetting):
         backend.create(spec).close()
         if not self.shared:
             backend.close()
-        done = self._run(
+        done = self.in_another_process(
             request,
             spec,
             """
@@ -220,21 +254,3 @@ class LastingTests(ContractSetting):
         store = backend.create(spec)
         store.upsert(library(), random_vectors(30))
         return store
-
-    def _run(
-        self, request: pytest.FixtureRequest, spec: CollectionSpec, code: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `code` in a process of its own, with `store` open on the collection."""
-        begin = [
-            "import os, signal",
-            "from stores.contract import chunk, library, random_vectors",
-            request.getfixturevalue("program"),
-            f"store = backend.open({spec.name!r})",
-        ]
-        return subprocess.run(
-            [sys.executable, "-c", "\n".join([*begin, textwrap.dedent(code)])],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )

@@ -50,6 +50,20 @@ class RefusingTests(ContractSetting):
             store.upsert([replace(chunk(0), metadata=bad)], random_vectors(1))
         assert store.count() == 0
 
+    @pytest.mark.parametrize("field", ["id", "document_id"])
+    def test_nul_in_an_id_is_refused_and_finds_nothing(
+        self, store: VectorStore, field: str
+    ) -> None:
+        """Engines cut texts at it, and would take the chunk for another."""
+        store.upsert([chunk(0)], random_vectors(1))
+        change: dict[str, Any] = {field: f"{getattr(chunk(0), field)}\x00b"}
+        with pytest.raises(InputError, match="NUL"):
+            store.upsert([replace(chunk(0), **change)], random_vectors(1))
+        those: dict[str, Any] = {f"{name}s": [value] for name, value in change.items()}
+        assert store.delete(**those) == 0
+        assert store.get([f"{chunk(0).id}\x00b"]) == []
+        assert store.get([chunk(0).id]) == [chunk(0)]
+
     def test_lengths_that_differ_are_refused(self, store: VectorStore) -> None:
         with pytest.raises(InputError):
             store.upsert([chunk(0)], random_vectors(2))

@@ -49,6 +49,29 @@ class SearchingTests(ContractSetting):
             assert hit.score == pytest.approx(expected[hit.chunk.position], rel=1e-4, abs=1e-4)
         store.close()
 
+    @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+    def test_small_vectors_are_told_apart(
+        self, backend: StoreBackend, spec: CollectionSpec, metric: Metric
+    ) -> None:
+        """Scores of l2 and ip have no scale of their own; by plain numpy, not by the reference."""
+        store = backend.create(replace(spec, metric=metric))
+        vectors = random_vectors(200, seed=1) * np.float32(1e-4)
+        store.upsert([chunk(n) for n in range(200)], vectors)
+        query, rows = vectors[150].astype(np.float64), vectors.astype(np.float64)
+        products = rows @ query
+        expected = {
+            "cosine": products / np.linalg.norm(rows, axis=1) / np.linalg.norm(query),
+            "ip": products,
+            "l2": -((rows - query) ** 2).sum(1),
+        }[metric]
+        found = store.search(vectors[150:151], 10)[0]
+        best = np.argsort(-expected)[:10].tolist()
+        assert [hit.chunk.position for hit in found] == best
+        assert [hit.score for hit in found] == pytest.approx(
+            expected[best].tolist(), rel=1e-4, abs=1e-4 * float(np.abs(expected).max())
+        )
+        store.close()
+
     def test_batch_search_equals_single_searches(self, shelf: VectorStore) -> None:
         queries = random_vectors(5, seed=3)
         together = shelf.search(queries, 7)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +19,9 @@ from rag.types import CollectionSpec
 from stores.contract.data import SPEC, library, random_vectors
 
 OpenBackend: TypeAlias = Callable[[], StoreBackend]
+
+VISIBLE_S = 30
+"""How long what another process wrote may take to be seen."""
 
 
 class ContractSetting:
@@ -83,6 +89,24 @@ class ContractSetting:
         yield store
         store.close()
         backend.drop(name)
+
+    def in_another_process(
+        self, request: pytest.FixtureRequest, spec: CollectionSpec, code: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `code` in a process of its own, with `store` open on the collection."""
+        begin = [
+            "import os, signal",
+            "from stores.contract import chunk, library, random_vectors",
+            request.getfixturevalue("program"),
+            f"store = backend.open({spec.name!r})",
+        ]
+        return subprocess.run(
+            [sys.executable, "-c", "\n".join([*begin, textwrap.dedent(code)])],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
 
 def not_applicable(reason: str) -> None:

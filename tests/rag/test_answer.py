@@ -96,7 +96,7 @@ def test_the_stream_and_the_answer_are_the_same(retriever: Retriever) -> None:
     by_marker = {c.marker: c for c in seen[0].citations}
     for citation in answer.citations:
         assert by_marker[citation.marker].chunk_id == citation.chunk_id
-    assert {"search", "first_token", "generate", "total"} == set(answer.timings_ms)
+    assert {"embed", "search", "first_token", "generate", "total"} == set(answer.timings_ms)
     assert answerer(retriever, model).ask(QUESTION, 4).text == answer.text
 
 

@@ -386,7 +386,7 @@ def test_a_server_that_names_no_model(models: object, words: str) -> None:
         RawServer(Reply(answer(200, models))) as server,
         pytest.raises(ModelUnavailable, match=words),
     ):
-        run(generator(server, model=""))
+        run(generator(server, model="", timeout_s=5))
 
 
 def test_a_discovered_model_that_is_gone_is_discovered_again() -> None:

@@ -110,14 +110,13 @@ def hit(text: str, score: float) -> Hit:
 
 def test_evidence_grows_with_score_and_words_and_falls_for_unknown_names() -> None:
     question = "What does error E-22 mean?"
-    strong = evidence(question, [hit("Error E-22 means that the cells differ.", 0.7)])
-    weak = evidence(question, [hit("Error E-22 means that the cells differ.", 0.2)])
-    other = evidence(
-        "What does error E-45 mean?", [hit("Error E-22 means that cells differ.", 0.7)]
-    )
+    passage = [hit("Error E-22 means that the cells differ.", 9.9)]  # scores say nothing here
+    strong, weak = evidence(question, passage, 0.7), evidence(question, passage, 0.2)
+    other = evidence("What does error E-45 mean?", passage, 0.7)
     assert 0 < other < weak < strong < 1
-    assert evidence(question, []) == 0.0
+    assert evidence(question, passage, None) > 0.9  # only words were searched, and all are there
+    assert evidence(question, [], None) == 0.0
     chinese = "青岛公司的年假有几天？"
-    assert evidence(chinese, [hit("青岛公司年假十三天。", 0.5)]) > 0.5
-    assert evidence(chinese, [hit("完全无关", 0.9)]) < 0.1
+    assert evidence(chinese, [hit("青岛公司年假十三天。", 0.5)], 0.5) > 0.5
+    assert evidence(chinese, [hit("完全无关", 0.9)], 0.9) < 0.1
     assert re.search("年假", chinese)

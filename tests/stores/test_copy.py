@@ -61,6 +61,24 @@ def test_a_copy_holds_the_same_chunks_and_vectors(source: VectorStore, tmp_path:
     target.close()
 
 
+def test_notes_are_copied_once_the_copy_is_proven(source: VectorStore, tmp_path: Path) -> None:
+    source.annotate({"weights": "[1]", "both": "of the source"})
+    target = FaissBackend(data_dir=tmp_path).create(replace(SPEC, name="other"))
+    target.annotate({"own": "1", "both": "of the target"})
+    before = target.describe().notes
+    add_foreign(target)
+    with pytest.raises(StoreError, match="holds other chunks already"):
+        copy(source, target)
+    assert target.count() == 1  # nothing was written
+    assert target.describe().notes == before
+    target.delete(document_ids=["d77"])
+    report = copy(source, target)
+    assert target.describe().notes == {"weights": "[1]", "both": "of the source", "own": "1"}
+    target.annotate({"weights": ""})
+    assert copy(source, target).checksum == report.checksum
+    target.close()
+
+
 def test_a_copy_that_was_stopped_goes_on(
     source: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +104,31 @@ def test_first_chunks_come_last(source: VectorStore, monkeypatch: pytest.MonkeyP
     copy(source, target)
     assert 0 not in target.written[:29]
     assert target.written[29:] == [0] * 6
+
+
+def test_the_source_is_read_once(source: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that pages through a server gives its vectors slowly."""
+    monkeypatch.setattr("stores.copy._BATCH", 4)
+    read: list[str] = []
+
+    class Counted(Stopping):
+        def scan(self, batch: int = 1000) -> Any:
+            for chunks, vectors in self.store.scan(batch):
+                read.extend(c.id for c in chunks)
+                yield chunks, vectors
+
+    assert copy(Counted(source, -1), MemoryBackend().create(SPEC)).copied == 30
+    assert sorted(read) == sorted(c.id for c in library())
+
+
+def test_a_first_chunk_that_goes_meanwhile_is_an_error(source: VectorStore) -> None:
+    class Shrinking(Stopping):
+        def vectors(self, ids: Any) -> Any:
+            self.store.delete(ids=[library()[0].id])
+            return self.store.vectors(ids)
+
+    with pytest.raises(StoreError, match="the source changed meanwhile"):
+        copy(Shrinking(source, -1), MemoryBackend().create(SPEC))
 
 
 def spoil_text(store: VectorStore) -> None:
@@ -121,6 +164,8 @@ def test_memory_does_not_grow_with_the_collection(tmp_path: Path) -> None:
         backend = FaissBackend(data_dir=tmp_path / str(count))
         source = backend.create(replace(SPEC, name="from"))
         source.upsert([chunk(n, document=n // 50) for n in range(count)], random_vectors(count))
+        source.close()  # so that the index is made before, and not as part of the copy
+        source = backend.open("from")
         target = backend.create(replace(SPEC, name="to"))
         tracemalloc.start()
         copy(source, target)

@@ -5,7 +5,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from stores.contract import (
     random_vectors,
 )
 from stores.faiss import FaissBackend, FaissStore
+from stores.sqlite import ChunkTable
 
 FOLDER = Path("faiss") / SPEC.name
 
@@ -126,17 +131,22 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
 MANY = 12_000
 
 
-def filled(folder: Path, index: str = "auto", count: int = MANY, **options: Any) -> FaissStore:
-    """A collection of `count` clustered vectors of 32 dimensions; 1 % of the chunks are rare."""
+def filled(
+    folder: Path, index: str = "auto", count: int = MANY, *, start: int = 0, **options: Any
+) -> FaissStore:
+    """A collection with the chunks `start` to `count` of MANY just written; 1 % are rare.
+
+    Their vectors are clustered, of 32 dimensions.
+    """
     backend = FaissBackend(data_dir=folder, index=index, **options)
     store = backend.create(CollectionSpec(SPEC.name, 32))
-    chunks = [chunk(n, document=n // 100, rare=n % 100 == 7) for n in range(count)]
-    store.upsert(chunks, clustered_vectors(count, 32))
+    chunks = [chunk(n, document=n // 100, rare=n % 100 == 7) for n in range(start, count)]
+    store.upsert(chunks, clustered_vectors(MANY, 32)[start:count])
     return store
 
 
 def recall(store: FaissStore, gone: range = range(0)) -> float:
-    """recall@10 of 100 queries, against exact search over what is not gone."""
+    """recall@10 of 100 queries, with true scores, against exact search over what is not gone."""
     queries, vectors = clustered_vectors(100, 32, draw=1), clustered_vectors(MANY, 32)
     exact = queries @ vectors.T
     exact[:, gone] = -2
@@ -178,6 +188,13 @@ def saved(folder: Path) -> Any:
     return faiss.read_index(str(folder / FOLDER / "index.faiss"))
 
 
+def inner(folder: Path) -> Any:
+    """The saved index itself, without the numbers of its vectors."""
+    outer = saved(folder)
+    outer.own_fields = False  # or it would go with it
+    return faiss.downcast_index(outer.index)
+
+
 def test_deletions_beyond_a_share_make_the_index_anew(tmp_path: Path) -> None:
     store = filled(tmp_path, "HNSW")
     store.close()
@@ -195,11 +212,10 @@ def store_at(folder: Path, index: str = "auto") -> FaissStore:
 
 def test_lists_are_trained_again_when_the_collection_has_grown(tmp_path: Path) -> None:
     filled(tmp_path, "IVF_FLAT", count=3_000).close()
-    few = saved(tmp_path)
-    filled(tmp_path, "IVF_FLAT").close()
-    many = saved(tmp_path)
-    assert faiss.downcast_index(many.index).nlist > 1.9 * faiss.downcast_index(few.index).nlist
-    assert many.ntotal == MANY
+    few = inner(tmp_path).nlist
+    filled(tmp_path, "IVF_FLAT", start=3_000).close()
+    assert inner(tmp_path).nlist > 1.9 * few
+    assert inner(tmp_path).ntotal == MANY
     assert recall(store_at(tmp_path, "IVF_FLAT")) >= 0.95
 
 
@@ -215,7 +231,7 @@ def test_auto_chooses_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("stores.faiss_index._FLAT_UP_TO", 5_000)
     filled(tmp_path, count=4_000).close()
     assert store_at(tmp_path).describe().index == "Flat"
-    filled(tmp_path).close()
+    filled(tmp_path, start=4_000).close()
     assert store_at(tmp_path).describe().index == "HNSW"
 
 
@@ -233,11 +249,67 @@ def test_a_few_new_chunks_are_searched_without_writing_the_index(tmp_path: Path)
     assert (tmp_path / FOLDER / "index.faiss").stat().st_mtime_ns == before
 
 
-def test_other_build_settings_make_the_index_anew(tmp_path: Path) -> None:
-    filled(tmp_path, "HNSW", M=8).close()
-    filled(tmp_path, "HNSW", M=16).close()
-    outer = saved(tmp_path)
-    assert faiss.downcast_index(outer.index).hnsw.nb_neighbors(1) == 16
+def test_notes_make_no_index_stale_and_leave_the_collection_to_other_writers(
+    tmp_path: Path,
+) -> None:
+    filled(tmp_path).close()
+    table = ChunkTable(tmp_path / FOLDER)
+    before = table.generation
+    store = store_at(tmp_path)
+    store.annotate({"weights": "[1]"})
+    assert table.generation == before
+    other = store_at(tmp_path)
+    other.upsert([chunk(0, document=999)], clustered_vectors(1, 32))
+    with pytest.raises(StoreUnavailable, match="being written"):
+        store.annotate({"weights": "[2]"})
+    other.close()
+    assert store.describe().notes == {"weights": "[1]"}
+    store.close()
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("index", "before", "after", "built"),
+    [
+        ("HNSW", {"M": 8}, {"M": 16}, lambda i: i.hnsw.nb_neighbors(1) == 16),
+        ("HNSW", {}, {"ef_construction": 40}, lambda i: i.hnsw.efConstruction == 40),
+        ("IVF_FLAT", {"nlist": 50}, {"nlist": 60}, lambda i: i.nlist == 60),
+        ("IVF_PQ", {"m": 1}, {"m": 2}, lambda i: i.pq.M == 2),
+        ("SQ8", {"index": "Flat"}, {}, lambda i: isinstance(i, faiss.IndexScalarQuantizer)),
+    ],
+)
+def test_other_settings_make_the_index_anew_at_the_next_write(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    index: str,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    built: Callable[[Any], bool],
+) -> None:
+    monkeypatch.setattr("stores.faiss_index._LEAST", {})
+    filled(tmp_path, **{"index": index, **before}, count=3_000).close()
+    filled(tmp_path, **{"index": index, **before}, start=3_000, count=3_001).close()
+    assert inner(tmp_path).ntotal == 3_000  # the same settings leave it as it is
+    assert not built(inner(tmp_path))
+    store = filled(tmp_path, index, start=3_001, count=3_002, **after)
+    assert len(store.search(clustered_vectors(1, 32), 3)[0]) == 3
+    store.close()
+    assert built(inner(tmp_path))
+    assert inner(tmp_path).ntotal == 3_002
+
+
+def test_search_settings_are_those_of_the_search(tmp_path: Path) -> None:
+    filled(tmp_path, "HNSW", M=4, ef_construction=16).close()
+    filled(tmp_path / "lists", "IVF_FLAT", nlist=200).close()
+    for folder, name, options in (
+        (tmp_path, "ef_search", {"index": "HNSW", "M": 4, "ef_construction": 16}),
+        (tmp_path / "lists", "nprobe", {"index": "IVF_FLAT", "nlist": 200}),
+    ):
+        little, much = (
+            recall(FaissBackend(data_dir=folder, **options, **{name: value}).open(SPEC.name))
+            for value in (1, 200)
+        )
+        assert little < much - 0.05, name
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "stale", "foreign", "flipped", "touched"])
@@ -261,7 +333,7 @@ def test_the_index_file_is_only_a_cache(tmp_path: Path, damage: str) -> None:
     else:
         index.write_bytes(old if damage == "stale" else b"not an index")
     store = store_at(tmp_path)
-    found = store.search(clustered_vectors(6_000, 32)[3_500:3_501], 6_000)[0]
+    found = store.search(clustered_vectors(MANY, 32)[3_500:3_501], 6_000)[0]
     assert len(found) == 5_999
     assert found[0].chunk.position == 3_500
     store.upsert([chunk(0)], clustered_vectors(1, 32))
@@ -293,6 +365,82 @@ def test_without_a_gpu_the_cpu_searches_and_says_so(tmp_path: Path, device: str)
     store.close()
 
 
+class StandIn:
+    """What FAISS does on a GPU, done on the CPU; more hits and a second thread it refuses."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = faiss.clone_index(index)
+        self.ntotal = index.ntotal
+        self.searches = 0
+        self.busy = threading.Lock()
+
+    def search(self, queries: Any, n: int) -> Any:
+        assert n <= 2_048
+        assert self.busy.acquire(blocking=False), "two threads at a time"
+        self.searches += 1
+        time.sleep(0.001)
+        found = self.index.search(queries, n)
+        self.busy.release()
+        return found
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
+    """The indexes that are on the GPU which this fixture pretends to be there."""
+    made: list[StandIn] = []
+
+    def index_cpu_to_gpu(_resources: Any, _number: int, index: Any) -> StandIn:
+        made.append(StandIn(index))
+        return made[-1]
+
+    monkeypatch.setattr("stores.faiss_gpu.gpus", lambda: 1)
+    monkeypatch.setattr("stores.faiss_gpu._resources", lambda _: None)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", index_cpu_to_gpu, raising=False)
+    return made
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF_FLAT"])
+def test_deletions_and_filters_leave_the_search_on_the_gpu(
+    tmp_path: Path, on_gpu: list[StandIn], index: str
+) -> None:
+    filled(tmp_path, index).close()
+    store = FaissBackend(data_dir=tmp_path, index=index).open(SPEC.name)
+    assert recall(store) >= 0.95
+    assert store.delete(where=parse({"position": {"$lt": 500}})) == 500
+    before = on_gpu[-1].searches
+    assert recall(store, range(500)) >= 0.95
+    half = parse({"position": {"$gte": MANY // 2}})
+    for hits in store.search(clustered_vectors(20, 32, draw=3), 50, half):
+        assert len(hits) == 50
+        assert all(hit.chunk.position >= MANY // 2 for hit in hits)
+    assert on_gpu[-1].searches == before + 2
+    for hits in store.search(clustered_vectors(20, 32, draw=2), 20, parse({"rare": True})):
+        assert len(hits) == 20
+        assert all(hit.chunk.metadata["rare"] for hit in hits)
+    store.close()
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_lists_that_end_early_on_the_gpu_are_filled(tmp_path: Path) -> None:
+    filled(tmp_path, "IVF_FLAT").close()
+    store = FaissBackend(data_dir=tmp_path, index="IVF_FLAT", nprobe=1).open(SPEC.name)
+    assert {len(hits) for hits in store.search(clustered_vectors(20, 32, draw=1), 200)} == {200}
+    store.close()
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_one_thread_at_a_time_is_on_the_gpu(tmp_path: Path) -> None:
+    filled(tmp_path, "Flat").close()
+    store = FaissBackend(data_dir=tmp_path, index="Flat").open(SPEC.name)
+    queries = clustered_vectors(20, 32, draw=1)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda row: store.search(row[None], 3)[0], queries))
+    assert [[h.chunk for h in row] for row in found] == [
+        [h.chunk for h in row] for row in store.search(queries, 3)
+    ]
+    store.close()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["auto", "gpu:0", "all"])
 @pytest.mark.parametrize("index", ["Flat", "IVF_FLAT", "IVF_PQ"])
@@ -320,6 +468,81 @@ def test_a_damaged_collection_can_be_deleted(tmp_path: Path) -> None:
         backend.open(SPEC.name)
     backend.drop(SPEC.name)
     assert backend.collections() == []
+
+
+@pytest.mark.parametrize("step", ["drop", "replace"])
+def test_a_process_that_died_while_deleting_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    backend = FaissBackend(data_dir=tmp_path)
+    backend.create(SPEC).close()
+    new = backend.create(replace(SPEC, name="next"))
+    new.upsert(library(), random_vectors(30))
+    new.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.faiss.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            backend.replace(SPEC.name, by="next") if step == "replace" else backend.drop(SPEC.name)
+    left = "next" if step == "drop" else SPEC.name
+    assert backend.collections() == [left]
+    assert backend.open(left).get([c.id for c in library()]) == library()
+    backend.create(replace(SPEC, name="more")).close()
+    backend.drop("more")
+    assert [path.name for path in (tmp_path / "faiss").iterdir()] == [left]
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_left_of_a_collection_that_was_never_made_is_deleted_later(tmp_path: Path) -> None:
+    for name, age in ((".new-dead", 7_200), (".new-alive", 0)):
+        (tmp_path / "faiss" / name).mkdir(parents=True)
+        os.utime(tmp_path / "faiss" / name, (time.time() - age,) * 2)
+    FaissBackend(data_dir=tmp_path).create(SPEC).close()
+    found = {path.name for path in (tmp_path / "faiss").iterdir()}
+    assert found == {".new-alive", SPEC.name}
+
+
+def test_who_has_it_open_is_told_when_it_has_gone(tmp_path: Path) -> None:
+    """And holds nothing of the one that has its name now."""
+    backend = FaissBackend(data_dir=tmp_path)
+    backend.create(SPEC).close()
+    old = backend.open(SPEC.name)
+    assert old.search(random_vectors(1), 3) == [[]]
+    backend.drop(SPEC.name)
+    new = backend.create(SPEC)
+    new.upsert(library(), random_vectors(30))
+    new.close()
+    calls: list[Callable[[], Any]] = [
+        lambda: old.upsert([chunk(99)], random_vectors(1)),
+        lambda: old.search(random_vectors(1), 3),
+        lambda: old.keyword_search(["text"], 3),
+        lambda: old.get([chunk(0).id]),
+        lambda: old.vectors([chunk(0).id]),
+        lambda: list(old.scan()),
+        lambda: list(old.documents()),
+        old.count,
+        old.describe,
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="deleted or replaced; open it again"):
+            call()
+    assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path).returncode == 0
+    old.close()
+
+
+def test_threads_that_ended_leave_no_open_files(tmp_path: Path) -> None:
+    store = FaissBackend(data_dir=tmp_path).create(SPEC)
+    store.upsert(library(), random_vectors(30))
+    store.search(random_vectors(1), 3)
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(50):
+        thread = threading.Thread(target=lambda: store.search(random_vectors(1), 3))
+        thread.start()
+        thread.join()
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    store.close()
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:

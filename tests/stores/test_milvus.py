@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ from stores.contract import (
     random_vectors,
 )
 from stores.contract.searching import SearchingTests
+from stores.memory import MemoryBackend
 from stores.milvus import MilvusBackend
 
 Open = Callable[..., MilvusBackend]
+CORPUS = Path(__file__).parents[2] / "sample_corpus"
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +178,7 @@ def test_every_index_finds_the_nearest_whatever_a_filter_leaves(
     ]
     store.upsert(chunks, vectors)
     if kind == "server":
-        seal(request.getfixturevalue("server"), "ragline_many")
+        seal(request.getfixturevalue("server"), "ragline_many_e")
     assert store.describe().index == index
     for share in shares:
         matching = np.arange(0, COUNT, share)
@@ -206,27 +209,25 @@ def test_a_read_waits_for_others_only_when_it_must(
     open_milvus: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At first for all, after a write for that write, later for what is some seconds old."""
-    levels: list[str] = []
-    bare_query = MilvusClient.query
+    sent = spied(monkeypatch, "query")
 
-    def query(self: MilvusClient, *arguments: Any, **options: Any) -> Any:
-        if options["output_fields"] == ["count(*)"]:
-            levels.append(options["consistency_level"])
-        return bare_query(self, *arguments, **options)
+    def levels() -> list[str]:
+        """Those of counts since the last time."""
+        counts = [options for options in sent if options["output_fields"] == ["count(*)"]]
+        sent.clear()
+        return [options["consistency_level"] for options in counts]
 
-    monkeypatch.setattr(MilvusClient, "query", query)
     store = open_milvus().create(CollectionSpec("levels", 8))
     assert [store.count(), store.count()] == [0, 0]
     store.upsert([chunk(0)], random_vectors(1))
     assert store.count() == 1
     monkeypatch.setattr("stores.milvus_collection._SESSION_S", 0)
     assert store.count() == 1
-    assert levels == ["Strong", "Bounded", "Session", "Bounded"]
-    levels.clear()
+    assert levels() == ["Strong", "Bounded", "Session", "Bounded"]
     store.delete(ids=[chunk(0).id])
     assert store.count() == 0
     assert open_milvus(consistency="Strong").open("levels").count() == 0
-    assert levels == ["Strong", "Strong"]
+    assert levels() == ["Strong", "Strong"]
 
 
 def test_long_texts_come_back_in_as_many_answers_as_are_needed(server: str) -> None:
@@ -307,7 +308,7 @@ def test_names_that_milvus_does_not_take_keep_apart(open_milvus: Open) -> None:
 
 
 def test_collections_of_others_are_left_alone(open_milvus: Open, bare: Any) -> None:
-    foreign = ("docs", "ragline_docs", "ragline_A")
+    foreign = ("docs", "ragline_docs_e", "ragline_A_e", "ragline__e", "ragline_e")
     with bare() as client:
         fields = client.create_schema()
         fields.add_field("id", DataType.INT64, is_primary=True)
@@ -333,38 +334,43 @@ def test_the_metric_is_the_one_of_the_index(open_milvus: Open, bare: Any) -> Non
     backend.create(CollectionSpec("docs", 8)).upsert([chunk(0)], random_vectors(1))
     backend.close()
     with bare() as client:
-        client.release_collection("ragline_docs")
-        client.drop_index("ragline_docs", "vector")
+        client.release_collection("ragline_docs_e")
+        client.drop_index("ragline_docs_e", "vector")
         indexes = client.prepare_index_params()
         indexes.add_index("vector", "FLAT", "vector", metric_type="L2")
-        client.create_index("ragline_docs", indexes)
+        client.create_index("ragline_docs_e", indexes)
     with pytest.raises(MetricMismatch, match=r"metric cosine.*L2"):
         backend.open("docs")
 
 
-def test_an_index_that_a_crash_left_out_is_made(open_milvus: Open, bare: Any) -> None:
+def test_an_index_that_is_gone_is_made_again(open_milvus: Open, bare: Any) -> None:
     backend = open_milvus()
     backend.create(CollectionSpec("docs", 8)).upsert([chunk(0)], random_vectors(1))
     backend.close()
     with bare() as client:
-        client.release_collection("ragline_docs")
-        client.drop_index("ragline_docs", "vector")
+        client.release_collection("ragline_docs_e")
+        client.drop_index("ragline_docs_e", "vector")
     assert len(backend.open("docs").search(random_vectors(1), 3)[0]) == 1
 
 
-def test_readers_see_no_gap_while_a_collection_is_replaced(open_milvus: Open) -> None:
+def fill(backend: MilvusBackend, counts: Mapping[str, int]) -> None:
+    """Make collections with so many chunks."""
+    for name, count in counts.items():
+        store = backend.create(CollectionSpec(name, 8))
+        store.upsert([chunk(n) for n in range(count)], random_vectors(count))
+
+
+def test_a_name_leads_somewhere_at_every_moment_of_a_replacement(open_milvus: Open) -> None:
     backend = open_milvus()
-    old, new = CollectionSpec("docs", 8), CollectionSpec("docs--next", 8)
-    for spec, count in ((old, 10), (new, 20)):
-        backend.create(spec).upsert([chunk(n) for n in range(count)], random_vectors(count))
-    reader = backend.open("docs")
+    fill(backend, {"docs": 10, "docs--next": 20})
     seen: list[Any] = []
     done = threading.Event()
 
     def read() -> None:
         try:
             while not done.is_set():
-                seen.append(len(reader.search(random_vectors(1), 30)[0]))
+                with suppress(StoreUnavailable):  # it was replaced after it was opened
+                    seen.append(len(backend.open("docs").search(random_vectors(1), 30)[0]))
         except BaseException as error:
             seen.append(error)
 
@@ -382,7 +388,117 @@ def test_readers_see_no_gap_while_a_collection_is_replaced(open_milvus: Open) ->
     assert backend.open("docs").count() == 20
 
 
-def test_a_partition_key_holds_tenants_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", ["replaced", "dropped", "made anew"])
+def test_what_was_open_is_not_the_collection_that_took_its_name(
+    open_milvus: Open, gone: str
+) -> None:
+    backend, other = open_milvus(), open_milvus()
+    fill(backend, {"docs": 10, "docs--next": 20})
+    old = backend.open("docs")
+    assert old.count() == 10
+    if gone == "replaced":
+        other.replace("docs", by="docs--next")
+    else:
+        other.drop("docs")
+    if gone == "made anew":
+        fill(other, {"docs": 20})
+    calls: list[Callable[[], Any]] = [
+        lambda: old.upsert([chunk(99)], random_vectors(1)),
+        lambda: old.delete(ids=[chunk(0).id]),
+        lambda: old.annotate({"a": "b"}),
+        lambda: old.search(random_vectors(1), 3),
+        lambda: old.get([chunk(0).id]),
+        lambda: old.vectors([chunk(0).id]),
+        lambda: list(old.scan()),
+        lambda: list(old.documents()),
+        old.describe,
+        old.count,
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="'docs' was deleted or replaced; open it again"):
+            call()
+    if gone == "dropped":
+        with pytest.raises(UnknownCollection):
+            backend.open("docs")
+    else:
+        info = backend.open("docs").describe()
+        assert (info.count, info.notes) == (20, {})
+
+
+@pytest.mark.parametrize("step", ["alter_alias", "drop_collection", "drop_alias"])
+@pytest.mark.parametrize("then", ["replace", "drop"])
+def test_a_replacement_that_was_cut_off_can_be_finished_or_given_up(
+    open_milvus: Open, monkeypatch: pytest.MonkeyPatch, step: str, then: str
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    backend = open_milvus()
+    fill(backend, {"docs": 10, "docs--next": 20})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MilvusClient, step, killed)
+        backend.replace("docs", by="docs--next")
+    count = 10 if step == "alter_alias" else 20
+    assert backend.open("docs").count() == count
+    assert backend.open("docs--next").count() == 20
+    if then == "replace":
+        backend.replace("docs", by="docs--next")
+        count = 20
+    else:
+        backend.drop("docs--next")
+    assert backend.collections() == ["docs"]
+    assert backend.open("docs").count() == count
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "asked"),
+    [
+        (
+            {"index": "HNSW", "M": 5, "ef_construction": 33, "ef": 77},
+            {"M": 5, "efConstruction": 33},
+            {"ef": 77},
+        ),
+        ({"index": "IVF_FLAT", "nlist": 7, "nprobe": 3}, {"nlist": 7}, {"nprobe": 3}),
+        ({"index": "IVF_SQ8", "nlist": 9, "nprobe": 4}, {"nlist": 9}, {"nprobe": 4}),
+    ],
+    ids=lambda value: value.get("index") if isinstance(value, dict) else None,
+)
+def test_an_index_is_made_and_searched_as_it_was_set(
+    open_milvus: Open,
+    bare: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    made: dict[str, int],
+    asked: dict[str, int],
+) -> None:
+    backend = open_milvus(**options)
+    store = backend.create(CollectionSpec("docs", 8))
+    store.upsert(library(), random_vectors(30))
+    sent = spied(monkeypatch, "search")
+    store.search(random_vectors(1), 2)
+    assert sent[0]["search_params"]["params"] == asked
+    backend.close()
+    with bare() as client:
+        index = client.describe_index("ragline_docs_e", "vector")
+    assert (index["index_type"], index["params"]) == (options["index"], made)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, operation: str) -> list[dict[str, Any]]:
+    """The named arguments of each call that is made from now on."""
+    sent: list[dict[str, Any]] = []
+    original = getattr(MilvusClient, operation)
+
+    def call(self: MilvusClient, *arguments: Any, **options: Any) -> Any:
+        sent.append(options)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(MilvusClient, operation, call)
+    return sent
+
+
+def test_a_partition_key_holds_tenants_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = MilvusBackend(data_dir=tmp_path, partition_key="tenant")
     store = backend.create(CollectionSpec("docs", 8))
     tenants: list[Any] = ["a", "b", "", None, 7, "a", "字\x00", True, "b"]
@@ -398,6 +514,7 @@ def test_a_partition_key_holds_tenants_apart(tmp_path: Path) -> None:
     backend.close()
     backend = MilvusBackend(data_dir=tmp_path)  # the collection knows its key
     store = backend.open("docs")
+    sent = spied(monkeypatch, "search")
     for where in (
         *({"tenant": value} for value in ("a", "b", "", 7, True, "字\x00", "none")),
         {"tenant": {"$ne": "a"}},
@@ -406,14 +523,17 @@ def test_a_partition_key_holds_tenants_apart(tmp_path: Path) -> None:
         {"tenant": {"$gt": "a"}},
         {"tenant": {"$exists": False}},
         {"tenant": "b", "year": {"$gt": 2022}},
-        {"$or": [{"tenant": "a"}, {"year": 2021}]},
+        {"tenant": "a", "$or": [{"tenant": "b"}, {"year": 2025}]},
     ):
+        sent.clear()
         condition = parse(where)
         assert condition is not None
         expected = {c.id for c in chunks if matches(condition, c.fields())}
         found = store.search(random_vectors(1), 20, condition)[0]
         assert {hit.chunk.id for hit in found} == expected, where
         assert store.count(condition) == len(expected), where
+        if where["tenant"] in ("a", "b", "字\x00", "none"):  # a server reads one partition only
+            assert all("partition == " in options["filter"] for options in sent)
     assert store.delete(where=parse({"tenant": "b"})) == 3
     assert store.count() == len(chunks) - 3
     backend.close()
@@ -451,6 +571,42 @@ def test_keywords_are_found_in_segments_and_beside_them(tmp_path: Path) -> None:
     assert [len(hits) for hits in hybrid] == [3, 3]
     assert {hit.chunk.position for hit in hybrid[0]} >= {3, 2_001}
     assert hybrid[1][0].chunk.position == 4
+    backend.close()
+
+
+def test_keywords_rank_as_in_every_store(tmp_path: Path) -> None:
+    """Of the sample corpus: titles count, and so does how often a word is there."""
+    chunks = []
+    for path in sorted(CORPUS.rglob("*.md")):
+        title, *paragraphs = path.read_text("utf-8").split("\n\n")
+        for n, text in enumerate(paragraphs):
+            chunks.append(replace(chunk(n, document=len(chunks), text=text), title=title))
+    lines = (CORPUS / "eval" / "queries.jsonl").read_text("utf-8").splitlines()
+    questions = [json.loads(line)["text"] for line in lines]
+    questions += ["E-31 E-31 charge charge", "TK-40's 3.2.1", "KV_9.a", "电池 充电 电池"]
+    backend = MilvusBackend(data_dir=tmp_path)
+    stores: list[Any] = [backend.create(SPEC), MemoryBackend().create(SPEC)]
+    for store in stores:
+        store.upsert(chunks, random_vectors(len(chunks)))
+    found, expected = (store.keyword_search(questions, 10) for store in stores)
+    assert sum(len(hits) == 10 for hits in expected) > 100
+    for question, ours, theirs in zip(questions, found, expected, strict=True):
+        assert [h.chunk.id for h in ours] == [h.chunk.id for h in theirs], question
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], rel=1e-4)
+    backend.close()
+
+
+def test_terms_beyond_the_length_of_a_field_are_left_out(tmp_path: Path) -> None:
+    backend = MilvusBackend(data_dir=tmp_path)
+    store = backend.create(SPEC)
+    text = " ".join(f"字词{n} battery{n}" for n in range(9_000))
+    store.upsert([chunk(0, text=text)], random_vectors(1))
+    assert store.get([chunk(0).id])[0].text == text
+    words = [f"battery{n}" for n in range(9_000)]
+    found = [bool(hits) for hits in store.keyword_search(words, 1)]
+    held = found.index(False)
+    assert held > 2_000
+    assert not any(found[held:])
     backend.close()
 
 
@@ -556,9 +712,13 @@ def test_a_killed_server_has_kept_what_it_acknowledged(tmp_path: Path) -> None:
         store = backend.create(SPEC)
         store.upsert(library(), random_vectors(30))
         store.delete(document_ids=["d1"])
+        begins_alike = SPEC.name[:4]
+        backend.create(replace(SPEC, name=begins_alike))
+        backend.drop(begins_alike)
         backend.close()
     with milvus_server(tmp_path, quick) as address:
         backend = MilvusBackend(data_dir=Path(), uri=address, token=TOKEN)
+        assert backend.collections() == [SPEC.name]
         store = backend.open(SPEC.name)
         kept = [c for c in library() if c.document_id != "d1"]
         assert store.get([c.id for c in library()]) == kept

@@ -373,10 +373,42 @@ def test_long_texts_lie_in_pieces_and_go_with_their_chunk(
     assert store.get([short.id]) == [short]
 
 
-def test_a_long_text_is_replaced(store: PineconeStore) -> None:
-    for text in ("a" * 90_000, "b" * 50_000, "short", "c" * 90_000):
+def test_a_long_text_is_replaced_and_leaves_no_pieces(
+    emulator: PineconeEmulator, store: PineconeStore
+) -> None:
+    long = ["a" * 90_000, "b" * 50_000, "short", "c" * 90_000, "c" * 90_000]
+    for text, pieces in zip(long, (30, 17, 0, 30, 30), strict=True):
         store.upsert([chunk(0, text=text)], random_vectors(1))
         assert store.get([chunk(0).id]) == [chunk(0, text=text)]
+        assert texts(emulator) == pieces
+    moved = chunk(0, text="d" * 60_000)
+    store.upsert([replace(moved, document_id="other")], random_vectors(1))  # in another record
+    assert texts(emulator) == 20
+    store.upsert([moved, chunk(1)], random_vectors(2))
+    assert store.get([moved.id]) == [moved]
+    assert texts(emulator) == 20
+
+
+def test_readers_always_find_a_long_text_that_is_being_replaced(store: PineconeStore) -> None:
+    versions = [chunk(0, text=letter * 60_000) for letter in "abcdefghijkl"]
+    store.upsert(versions[:1], random_vectors(1))
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.extend(store.get([chunk(0).id]) or ["nothing"])
+            seen.extend(hit.chunk for hit in store.search(random_vectors(1), 1)[0] or ["nothing"])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for version in versions:
+            store.upsert([version], random_vectors(1))
+    finally:
+        done.set()
+        reader.join()
+    assert all(found in versions for found in seen)
 
 
 # --- filters
@@ -480,6 +512,31 @@ def test_a_write_that_is_never_seen_is_told(emulator: PineconeEmulator, make: Ma
     emulator.rules.search.seconds = 600
     with pytest.raises(StoreUnavailable, match=rf"'{INDEX}', but .* after 0.2 s; .*wait_seconds"):
         store.upsert(library(), random_vectors(30))
+
+
+@pytest.mark.parametrize("numbers", [True, False], ids=["numbers", "no numbers"])
+def test_a_write_does_not_wait_for_what_another_writer_replaced(
+    emulator: PineconeEmulator, store: PineconeStore, make: Make, numbers: bool
+) -> None:
+    """Between each write and the first look at it, the other one writes or deletes the chunk."""
+    emulator.rules.lsn_headers = numbers
+    other = make().open(SPEC.name)
+    turns: list[Callable[[], Any]] = []
+
+    def before(request: Request) -> None:
+        if request.path == "/vectors/upsert" and "ours" in str(request.body):
+            turns.append(lambda: other.upsert([chunk(0, text="theirs")], random_vectors(1)))
+            turns.append(lambda: other.delete(ids=[chunk(0).id]))
+        elif turns and request.path in ("/query", "/vectors/fetch"):
+            turn = turns.pop(number % 2)
+            turns.clear()
+            turn()
+
+    emulator.before = before
+    for number in range(6):
+        store.upsert([chunk(0, text=f"ours {number}")], random_vectors(1))
+    assert turns == []
+    assert store.get([chunk(0).id]) == []
 
 
 # --- failures
@@ -700,6 +757,43 @@ def test_what_was_dropped_or_replaced_leaves_nothing(
     kept = {name: n for name, n in counts(emulator).items() if n}
     assert sorted(name.partition(".")[0] for name in kept) == ["next", "next", "rag"]
     assert kept["rag.catalogue"] == 1
+
+
+@pytest.mark.parametrize("gone", ["replaced", "replaced by another index", "dropped", "made anew"])
+def test_what_was_open_is_not_the_collection_that_took_its_name(
+    emulator: PineconeEmulator, backend: PineconeBackend, make: Make, gone: str
+) -> None:
+    other, dim = make(), 3 if gone.endswith("index") else DIM
+    old, long = backend.create(SPEC), library()
+    old.upsert([*long[:3], chunk(50, text="x" * 90_000)], random_vectors(4))
+    if gone.startswith("replaced"):
+        shadow = replace(SPEC, name="next", dim=dim, embedder=None)
+        other.create(shadow).upsert(long[:5], random_vectors(5, dim=dim))
+        other.replace(SPEC.name, by="next")
+    else:
+        other.drop(SPEC.name)
+    if gone == "made anew":
+        other.create(SPEC).upsert(long[:5], random_vectors(5))
+    before = counts(emulator)
+    calls: list[Callable[[], Any]] = [
+        lambda: old.upsert([chunk(99)], random_vectors(1)),
+        lambda: old.delete(ids=[long[0].id]),
+        lambda: old.delete(document_ids=["d0"]),
+        lambda: old.annotate({"a": "b"}),
+        lambda: old.search(random_vectors(1), 3),
+        lambda: old.get([long[0].id]),
+        lambda: old.vectors([long[0].id]),
+        lambda: list(old.scan()),
+        lambda: list(old.documents()),
+        old.describe,
+        old.count,
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="was deleted or replaced; open it again"):
+            call()
+    assert counts(emulator) == before
+    if gone != "dropped":
+        assert backend.open(SPEC.name).count() == 5
 
 
 def test_replacing_a_collection_by_itself_changes_nothing(backend: PineconeBackend) -> None:

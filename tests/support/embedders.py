@@ -24,6 +24,9 @@ class WordEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(self._words(text)) + 1 for text in texts]
 
+    def legibility(self, text: str) -> float:
+        return 1.0
+
     def embed_documents(self, texts: Sequence[str]) -> Any:
         if any(count > self.max_tokens for count in self.count_tokens(texts)):
             raise ContextTooLong("a text is too long", "cut it")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock
 
-from rag.errors import StoreUnavailable
 from rag.filters import Filter, matches
 from rag.types import (
     BackendInfo,
@@ -24,7 +24,7 @@ from rag.types import (
     Hit,
     StoreInfo,
 )
-from stores.checks import check_chunks, check_name, check_same, no_collection
+from stores.checks import check_chunks, check_name, check_notes, check_same, gone, no_collection
 from stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ class JournalStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = FileLock(path.with_suffix(".lock"), thread_local=False)
-        self._inode = path.stat().st_ino
         with path.open("rb") as file:
-            values = json.loads(file.readline())
+            self._first = file.readline()
             self._read = file.tell()
+        values = json.loads(self._first)
+        del values["made"]
         embedder = values["embedder"]
         values["embedder"] = Fingerprint(**embedder) if embedder else None
         self.spec = CollectionSpec(**{**values, "name": path.stem})
@@ -51,7 +52,14 @@ class JournalStore:
     def describe(self) -> StoreInfo:
         spec = self.spec
         return StoreInfo(
-            "journal", spec.name, spec.dim, spec.metric, "exact", spec.embedder, self.count()
+            "journal",
+            spec.name,
+            spec.dim,
+            spec.metric,
+            "exact",
+            spec.embedder,
+            self.count(),
+            notes=self._notes(),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -85,6 +93,9 @@ class JournalStore:
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         return self._replayed().get(ids)
 
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        return self._replayed().vectors(ids)
+
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         return self._replayed().search(vectors, k, where)
 
@@ -97,17 +108,27 @@ class JournalStore:
     def count(self, where: Filter | None = None) -> int:
         return self._replayed().count(where)
 
+    def annotate(self, notes: Mapping[str, str]) -> None:
+        with self._lock:
+            check_notes(self._notes(), notes)
+            self._write({"notes": dict(notes)})
+
     def close(self) -> None:
         """Nothing is held open."""
 
+    def _notes(self) -> Mapping[str, str]:
+        return self._replayed().describe().notes
+
     def _write(self, entry: dict[str, Any]) -> None:
         """One line, on the disk before it counts. A line cut short by a crash is cut off."""
-        with self._lock, self._path.open("r+b") as file:
-            file.seek(self._end())
-            file.truncate()
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            end = self._end()
+            with self._path.open("r+b") as file:
+                file.seek(end)
+                file.truncate()
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def _end(self) -> int:
         self._replayed()
@@ -115,9 +136,11 @@ class JournalStore:
 
     def _replayed(self) -> MemoryStore:
         with self._lock:
-            if not self._path.exists() or self._path.stat().st_ino != self._inode:
-                raise StoreUnavailable("the collection was deleted or replaced", "open it again")
+            if not self._path.exists():
+                raise gone(self.spec.name)
             with self._path.open("rb") as file:
+                if file.readline() != self._first:
+                    raise gone(self.spec.name)
                 file.seek(self._read)
                 while (line := file.readline()).endswith(b"\n"):
                     self._apply(json.loads(line))
@@ -127,6 +150,9 @@ class JournalStore:
     def _apply(self, entry: dict[str, Any]) -> None:
         if "delete" in entry:
             self._memory.delete(ids=entry["delete"])
+            return
+        if "notes" in entry:
+            self._memory.annotate(entry["notes"])
             return
         chunks = [Chunk(**values) for values in entry["chunks"]]
         rows = np.frombuffer(base64.b64decode(entry["vectors"]), np.float32)
@@ -151,7 +177,8 @@ class JournalBackend:
         if not path.exists():
             self._root.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(asdict(spec)) + "\n", "utf-8")
+            # `made` tells it from one of the same name and kind that was there before.
+            part.write_text(json.dumps({**asdict(spec), "made": uuid4().hex}) + "\n", "utf-8")
             part.replace(path)
         store = JournalStore(path)
         check_same(spec, store.spec)

@@ -1,0 +1,131 @@
+"""`rag search`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rag.cli.context import (
+    app_of,
+    as_json_option,
+    collection_options,
+    path,
+    print_json,
+    search_options,
+    top_k_option,
+    where_option,
+)
+from rag.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rag.types import Hit
+
+_BATCH = 64  # questions that are embedded and searched for together
+
+
+@click.command()
+@click.argument("question", required=False)
+@collection_options
+@top_k_option
+@where_option
+@search_options
+@click.option("--explain", is_flag=True, help="Show each leg's rank, score and weight.")
+@click.option("--queries", type=path, help="A file of questions, JSON lines: _id, text.")
+@click.option("--out", type=path, help="With --queries: where their hits go, JSON lines.")
+@as_json_option
+@click.pass_context
+def search(
+    context: click.Context,
+    /,
+    question: str | None,
+    collection: str | None,
+    store: str | None,
+    top_k: int | None,
+    where: str | None,
+    explain: bool,
+    queries: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the passages that match a question, or each question of a file."""
+    from rag import terminal
+    from rag.filters import parse_json
+    from rag.types import Citation
+
+    if (question is None) == (queries is None) or (queries is None) != (out is None):
+        raise InputError("search takes a question, or --queries and --out", "see: rag search -h")
+    condition = parse_json(where)
+    app = app_of(context, collection, store)
+    k = top_k or app.settings.answer.top_k
+    how = app.search_options(**options)
+    if queries is not None and out is not None:
+        count = 0
+        asked = list(_questions(queries))
+        with app.retriever() as retriever, _opened(out) as file:
+            for start in range(0, len(asked), _BATCH):
+                batch = asked[start : start + _BATCH]
+                found = retriever.search_many([text for _, text in batch], k, condition, how)
+                for (name, text), result in zip(batch, found, strict=True):
+                    row = {"_id": name, "text": text, "hits": _rows(result.hits, explain)}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    count += 1
+        terminal.say(f"{count} questions searched, hits in {out}")
+        return
+    found_one = app.search(question or "", k, condition, how)
+    for part in found_one.degraded:
+        terminal.say(f"warning: {part} failed; searched without it")
+    if as_json:
+        print_json(_rows(found_one.hits, explain))
+    elif not found_one.hits:
+        terminal.say("nothing found" + (" that matches the filter" if where else ""))
+    else:
+        citations = [Citation.of(n, hit) for n, hit in enumerate(found_one.hits, start=1)]
+        terminal.hits(citations, found_one.hits if explain else ())
+
+
+def _rows(hits: list[Hit], explain: bool) -> list[dict[str, Any]]:
+    from rag.types import Citation
+
+    rows = []
+    for number, hit in enumerate(hits, start=1):
+        row = asdict(Citation.of(number, hit))
+        if explain:
+            row["legs"] = [asdict(leg) for leg in hit.legs]
+        rows.append(row)
+    return rows
+
+
+def _questions(file: Path) -> Iterator[tuple[str, str]]:
+    """(id, text) of each line; InputError naming the line that holds no question."""
+    from rag.retrieve import check_question
+
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read ({error})", "name a file of JSON lines") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = str(row.get("_id", number)), row["text"]
+            check_question(text)
+        except (ValueError, LookupError, AttributeError, TypeError, InputError) as error:
+            raise InputError(
+                f"{file}:{number} holds no question", 'write {"_id": "1", "text": "…"}'
+            ) from error
+        yield name, text
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error})", "name another --out") from error

@@ -1,0 +1,1 @@
+"""Measures retrieval: questions with judgements in, figures out."""

@@ -1,0 +1,150 @@
+"""Questions with judgements: those of a folder in BEIR's layout, or two files about a collection.
+
+What is odd in the files is counted and told in `remarks`, because each such line moves the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from rag.errors import InputError
+from rag.evaluation.corpus import Corpus
+from rag.evaluation.files import counted, lines, malformed, one_of, records
+
+T = TypeVar("T")
+Qrels = dict[str, dict[str, int]]
+"""Grades: query id -> document id -> grade; a grade above 0 says that the document is relevant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Questions and judgements. `queries` are those to ask: judged, and with a text.
+
+    `qrels` has every query that is judged with a relevant document, asked or not; the figures are
+    means over these. `by_path`: documents are judged by the ends of their source paths. `remarks`
+    tell what was left out or counts as not found.
+    """
+
+    name: str
+    queries: Mapping[str, str]
+    qrels: Qrels
+    by_path: bool = False
+    remarks: tuple[str, ...] = ()
+
+    def limited(self, queries: int) -> Dataset:
+        """So many of the queries, evenly spread."""
+        some = dict(sample(list(self.queries.items()), queries))
+        return replace(self, queries=some, qrels={query: self.qrels[query] for query in some})
+
+
+def beir(corpus: Corpus, queries: Path | None = None, qrels: Path | None = None) -> Dataset:
+    """The judged questions of the corpus' folder, or of the files given."""
+    folder = corpus.path.parent
+    dataset = read(
+        corpus.name,
+        queries or one_of(folder, "queries.jsonl", "queries.jsonl.gz"),
+        qrels or one_of(folder, "qrels/test.tsv"),
+    )
+    unknown = sum(len(judged.keys() - corpus.ids) for judged in dataset.qrels.values())
+    return replace(dataset, remarks=(*corpus.remarks, *dataset.remarks, *_unknown(unknown)))
+
+
+def of_collection(dataset: Dataset, sources: Iterable[str]) -> tuple[Dataset, dict[str, str]]:
+    """The dataset, checked against a collection's sources, and the judged path of each source.
+
+    A judged path means the document whose source ends with it, at the boundary of a name. Raises
+    InputError for one that means several.
+    """
+    paths = {path for judged in dataset.qrels.values() for path in judged}
+    found: dict[str, str] = {}
+    for source in sources:
+        parts = source.split("/")
+        ends = {"/".join(parts[n:]) for n in range(len(parts))}
+        for path in ends & paths:
+            if path in found and found[path] != source:
+                raise InputError(
+                    f"the judged path {path!r} ends several sources, such as {source} and "
+                    f"{found[path]}",
+                    "write more of the path in the judgements",
+                )
+            found[path] = source
+    names: dict[str, str] = {}
+    for path in sorted(found, key=lambda path: (-len(path), path)):
+        names.setdefault(found[path], path)
+    qrels: Qrels = {}
+    unknown = 0
+    for query, judged in dataset.qrels.items():
+        unknown += len(judged.keys() - found.keys())
+        for path, grade in judged.items():
+            name = names[found[path]] if path in found else path
+            kept = qrels.setdefault(query, {})
+            kept[name] = max(grade, kept.get(name, grade))
+    if not found:
+        raise InputError(
+            "the collection holds none of the judged documents",
+            "judge by the end of the source path, as in: rag documents list",
+        )
+    return replace(dataset, qrels=qrels, remarks=(*dataset.remarks, *_unknown(unknown))), names
+
+
+def read(name: str, queries: Path, qrels: Path) -> Dataset:
+    """The questions and judgements of two files, whatever the judged documents are."""
+    judged, repeated = _read_qrels(qrels)
+    relevant = {query: d for query, d in judged.items() if any(g > 0 for g in d.values())}
+    texts: dict[str, str] = {}
+    again = 0
+    for _, _, query, text in records(queries):
+        again += query in texts
+        texts.setdefault(query, text)
+    asked = {query: text for query, text in texts.items() if query in relevant and text.strip()}
+    if not asked:
+        raise InputError(
+            f"{qrels} judges none of the queries in {queries}", "name files that belong together"
+        )
+    remarks = counted(
+        {
+            "queries that repeat an id (the first counts)": again,
+            "judgements given twice (the higher grade counts)": repeated,
+            "queries without judgements (left out)": len(texts.keys() - judged.keys()),
+            "queries judged without a relevant document (left out)": len(judged) - len(relevant),
+            f"judged queries without a text in {queries.name} (count as 0)": len(relevant)
+            - len(asked),
+        }
+    )
+    return Dataset(name, asked, relevant, remarks=remarks)
+
+
+def sample(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly spread: the same for the same items."""
+    count = min(n, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _read_qrels(path: Path) -> tuple[Qrels, int]:
+    """The grades of a file of three columns, and how many lines judge again what is judged."""
+    qrels: Qrels = {}
+    repeated = 0
+    for number, line in lines(path):
+        columns = line.split("\t")
+        if len(columns) != 3 or not all(column.strip() for column in columns):
+            malformed(path, number, "is not query, document and grade between tabs")
+        query, document, score = columns
+        try:
+            grade = int(score)
+        except ValueError as error:
+            if number == 1:
+                continue  # a header
+            malformed(path, number, f"has the grade {score!r}, which is not a whole number", error)
+        judged = qrels.setdefault(query, {})
+        repeated += document in judged
+        judged[document] = max(grade, judged.get(document, grade))
+    if not qrels:
+        raise InputError(f"{path} holds no judgements", "write query, document and grade in it")
+    return qrels, repeated
+
+
+def _unknown(count: int) -> tuple[str, ...]:
+    return counted({"judgements that name an unknown document (count as not found)": count})

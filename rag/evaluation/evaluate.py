@@ -1,0 +1,113 @@
+"""Asks every question of a dataset, and measures what is found and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from rag.evaluation import metrics, runs
+from rag.evaluation.dataset import Dataset, sample
+from rag.types import Chunk, Hit
+
+if TYPE_CHECKING:
+    from rag.evaluation.metrics import PerQuery
+    from rag.evaluation.runs import Run
+
+Search: TypeAlias = Callable[[Sequence[str], int], list[list[Hit]]]
+"""(questions, k) -> the k best chunks of each, best first."""
+
+LATENCY_K = 10  # passages asked for where time is measured
+_BATCH = 64
+_DEEPEST = 16  # times the documents wanted: so many chunks are asked for, at most
+_SAMPLE = 200  # queries asked one by one for the latency
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured. `metrics` are means over the judged queries; `run` has what was found.
+
+    `passages` has the best chunks of each query; `settings` say what was measured with what.
+    """
+
+    dataset: Dataset
+    metrics: dict[str, float]
+    latency_ms: dict[str, float]
+    per_query: PerQuery
+    run: Run
+    passages: Mapping[str, Sequence[Hit]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def queries(self) -> int:
+        """How many queries the means are over."""
+        return len(self.per_query)
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as `rag eval --json` prints it."""
+        return {
+            "metrics": {name: round(value, 6) for name, value in self.metrics.items()},
+            "latency_ms": {name: round(value, 3) for name, value in self.latency_ms.items()},
+            "queries": self.queries,
+            "settings": dict(self.settings),
+            "remarks": list(self.remarks),
+        }
+
+
+def evaluate(
+    search: Search,
+    dataset: Dataset,
+    ks: Sequence[int],
+    name: Callable[[Chunk], str] = lambda chunk: chunk.document_id,
+) -> Evaluation:
+    """The figures of a search for a dataset; `name` gives the id by which a chunk is judged."""
+    run, passages = _ask(search, dataset.queries, max(*ks, 100), name)
+    values = metrics.per_query(dataset.qrels, run, ks)
+    latency = _latency(search, sample(list(dataset.queries.values()), _SAMPLE))
+    return Evaluation(dataset, metrics.means(values), latency, values, run, passages)
+
+
+def _ask(
+    search: Search, queries: Mapping[str, str], depth: int, name: Callable[[Chunk], str]
+) -> tuple[Run, dict[str, list[Hit]]]:
+    """The `depth` best documents of each query, and its ten best chunks.
+
+    Documents have several chunks, so more are asked for until there are documents enough. What
+    comes then stands below what came first: a deep search may order its first hits otherwise.
+    """
+    run: dict[str, dict[str, float]] = {query: {} for query in queries}
+    passages: dict[str, list[Hit]] = {}
+    ids, k = list(queries), depth
+    while ids:
+        lacking = []
+        for some in _batches(ids, _BATCH):
+            for query, hits in zip(some, search([queries[q] for q in some], k), strict=True):
+                for document, score in runs.documents(hits, name):
+                    run[query].setdefault(document, score)
+                passages.setdefault(query, hits[:10])
+                if len(run[query]) < depth and len(hits) == k:
+                    lacking.append(query)
+        ids, k = lacking, k * 2
+        if k > depth * _DEEPEST:
+            break
+    return {query: list(found.items())[:depth] for query, found in run.items()}, passages
+
+
+def _latency(search: Search, questions: Iterable[str]) -> dict[str, float]:
+    took = []
+    for question in questions:
+        started = time.perf_counter()
+        search([question], LATENCY_K)
+        took.append((time.perf_counter() - started) * 1e3)
+    p50, p95 = np.percentile(took, [50, 95])
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,1 @@
+"""Rerankers, one file a backend; each satisfies `rag.protocols.Reranker`."""
