@@ -156,7 +156,7 @@ class RagWarning(UserWarning):
 
 EXIT_CODES = {
     0: "done",
-    1: "some files failed (each is named), or an unexpected error",
+    1: "some files failed (each is named), a figure is under --fail-under, or an unexpected error",
     2: "the command, a filter or a setting is wrong",
     3: "the store refused or failed",
     4: "no such collection or document",

@@ -12,10 +12,14 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean, pstdev
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
 
 from rag.types import Chunk, Hit, Leg
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FLOOR = -2.0  # deviations; a leg's worst says little about how bad it is
 _WINDOW = 2  # positions before and after that count as neighbours
@@ -45,9 +49,9 @@ class Fusion:
     def weight(self, legibility: float) -> float:
         """The weight of the dense leg for a question of which the embedder reads so much, 0 to 1.
 
-        Half unread is unread: of a Chinese question an English model still knows punctuation.
+        A third unread is unread: an English model knows some Chinese characters, but no Chinese.
         """
-        read = max(0.0, 2 * legibility - 1)
+        read = max(0.0, 1 - 3 * (1 - legibility))
         return min(max(self.dense * read, _LEAST), 1 - _LEAST)
 
     def to_json(self) -> str:
@@ -63,32 +67,42 @@ class Fusion:
             return cls()
 
 
-def fuse(dense: Sequence[Hit], keyword: Sequence[Hit], weight: float, how: Fusion) -> list[Hit]:
-    """The hits of both legs, best first; ties by chunk id. `weight` is that of the dense leg."""
-    chunks: dict[Place, Chunk] = {}
-    places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+def fuse(
+    dense: Sequence[Hit], keyword: Sequence[Hit], weight: float, how: Fusion, k: int | None = None
+) -> list[Hit]:
+    """The `k` best hits of both legs, or all; ties by chunk id. `weight` is the dense leg's."""
+    places: dict[Place, int] = {}
+    chunks: list[Chunk] = []
     for hit in (*dense, *keyword):
         place = _place(hit.chunk)
-        if place not in chunks:
-            chunks[place] = hit.chunk
-            places[place[:2]].append(place[2])
-    totals = dict.fromkeys(chunks, 0.0)
-    legs: defaultdict[Place, list[Leg]] = defaultdict(list)
+        if place not in places:
+            places[place] = len(chunks)
+            chunks.append(hit.chunk)
+    near = _neighbours(places)
+    totals = np.zeros(len(chunks))
+    ranks: list[tuple[str, float, dict[int, int], Sequence[Hit]]] = []
     for name, hits, share in (("dense", dense, weight), ("keyword", keyword, 1 - weight)):
-        standing, least = _standing(hits, absent=0.0 if name == "keyword" else None)
-        for place in chunks:
-            own = standing.get(place, least)
-            document = place[:2]
-            near = (
-                standing.get((*document, position), least)
-                for position in places[document]
-                if abs(position - place[2]) <= _WINDOW
-            )
-            totals[place] += share * (own + how.neighbours * (max(near) - own))
-        for rank, hit in enumerate(hits, start=1):
-            legs[_place(hit.chunk)].append(Leg(name, rank, hit.score, share))
-    order = sorted(chunks, key=lambda place: (-round(totals[place], 6), chunks[place].id))
-    return [Hit(chunks[place], totals[place], tuple(legs[place])) for place in order]
+        rows = [places[_place(hit.chunk)] for hit in hits]
+        own = _standing(hits, rows, len(chunks), absent=0.0 if name == "keyword" else None)
+        best = own.copy()
+        for row, others in near.items():
+            best[row] = max(own[row], own[others].max())
+        totals += share * (own + how.neighbours * (best - own))
+        ranks.append((name, share, {row: n for n, row in reversed(list(enumerate(rows)))}, hits))
+    rounded = np.round(totals, 6).tolist()
+    order = sorted(range(len(chunks)), key=lambda row: (-rounded[row], chunks[row].id))
+    return [
+        Hit(
+            chunks[row],
+            float(totals[row]),
+            tuple(
+                Leg(name, at[row] + 1, hits[at[row]].score, share)
+                for name, share, at, hits in ranks
+                if row in at
+            ),
+        )
+        for row in order[:k]
+    ]
 
 
 def single(hits: Sequence[Hit], name: str) -> list[Hit]:
@@ -96,20 +110,43 @@ def single(hits: Sequence[Hit], name: str) -> list[Hit]:
     return [replace(h, legs=(Leg(name, n, h.score, 1.0),)) for n, h in enumerate(hits, start=1)]
 
 
-def _standing(hits: Sequence[Hit], absent: float | None) -> tuple[dict[Place, float], float]:
-    """Each chunk's score in deviations from the mean of the leg, and what those not found get.
+def _standing(
+    hits: Sequence[Hit], rows: Sequence[int], count: int, absent: float | None
+) -> NDArray[np.float64]:
+    """For each of `count` rows the leg's score in deviations from its mean.
 
-    `absent` is the score of what was not found, if that is known: then a single hit stands out.
+    Rows that the leg did not find stand where its last hit does. `absent` is their score, if that
+    is known: with it a few hits stand out from what is not there.
     """
     if not hits:
-        return {}, 0.0
-    scores = [hit.score for hit in hits]
+        return np.zeros(count)
+    scores = np.array([hit.score for hit in hits])
     few = absent is not None and len(hits) < _FEW
-    if few:
-        scores += [absent or 0.0] * (_FEW - len(scores))
-    mean, deviation = fmean(scores), pstdev(scores) or 1.0
-    standing = {_place(hit.chunk): max((hit.score - mean) / deviation, _FLOOR) for hit in hits}
-    return standing, (scores[-1] - mean) / deviation if few else min(standing.values())
+    measured = np.append(scores, [absent or 0.0] * (_FEW - len(hits))) if few else scores
+    deviation = float(measured.std()) or 1.0
+    found = np.maximum((scores - measured.mean()) / deviation, _FLOOR)
+    least = (measured[-1] - measured.mean()) / deviation if few else found.min()
+    standing = np.full(count, float(least))
+    standing[list(rows)] = found
+    return standing
+
+
+def _neighbours(places: dict[Place, int]) -> dict[int, list[int]]:
+    """For each row that has any: the rows of the chunks near it in its document."""
+    documents: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for (document, version, position), row in places.items():
+        documents[document, version].append((position, row))
+    near: dict[int, list[int]] = {}
+    for held in documents.values():
+        if len(held) == 1:
+            continue
+        held.sort()
+        for n, (position, row) in enumerate(held):
+            around = held[max(0, n - _WINDOW) : n + _WINDOW + 1]
+            others = [r for p, r in around if r != row and abs(p - position) <= _WINDOW]
+            if others:
+                near[row] = others
+    return near
 
 
 def _place(chunk: Chunk) -> Place:

@@ -138,9 +138,10 @@ class Retriever:
         run: _Run,
     ) -> list[list[Hit]]:
         """More than `k` hits for each question, of the legs that the mode asks for."""
-        wanted = max(2 * k, self._candidates if self._reranker else 0)
+        # Twice, because repeats go; four times, to choose from, where hits are to differ.
+        wanted = max((4 if options.diversity else 2) * k, self._candidates if self._reranker else 0)
         if options.mode == "keyword":
-            hits = self._keyword(questions, max(wanted, k), where)
+            hits = self._keyword(questions, wanted, where)
             run.lap("search")
             return [single(row, "keyword") for row in hits]
         vectors = self.embedder.embed_queries(questions)
@@ -150,7 +151,7 @@ class Retriever:
             run.similarities = [self._similarity(row) for row in rows]
             run.lap("search")
             return [single(row, "dense") for row in rows]
-        wanted = max(wanted, self.fusion.candidates)
+        kept, wanted = wanted, max(wanted, self.fusion.candidates)
         try:
             words = self._keyword(questions, wanted, where)
         except StoreUnavailable:
@@ -159,11 +160,11 @@ class Retriever:
         weights = [self.fusion.weight(self.embedder.legibility(text)) for text in questions]
         dense = self.store.search(vectors, wanted, where)
         run.similarities = [self._similarity(row) for row in dense]
-        found = self._fused(dense, words, weights)
         if self.fusion.feedback:
-            nearer = self._with_feedback(vectors, found, weights)
+            first = self._fused(dense, words, weights, _FEEDBACK)
+            nearer = self._with_feedback(vectors, first, weights)
             dense = self.store.search(nearer, wanted, where)
-            found = self._fused(dense, words, weights)
+        found = self._fused(dense, words, weights, kept)
         run.lap("search")
         return found
 
@@ -185,9 +186,10 @@ class Retriever:
         dense: Sequence[Sequence[Hit]],
         words: Sequence[Sequence[Hit]],
         weights: Sequence[float],
+        k: int,
     ) -> list[list[Hit]]:
         rows = zip(dense, words, weights, strict=True)
-        return [fuse(near, worded, weight, self.fusion) for near, worded, weight in rows]
+        return [fuse(near, worded, weight, self.fusion, k) for near, worded, weight in rows]
 
     def _with_feedback(
         self, vectors: NDArray[np.float32], found: list[list[Hit]], weights: Sequence[float]
@@ -198,7 +200,7 @@ class Retriever:
         nearer = vectors.copy()
         for row, (hits, weight) in enumerate(zip(found, weights, strict=True)):
             if hits and weight > self.fusion.dense / 2:
-                best = self.store.vectors([hit.chunk.id for hit in hits[:_FEEDBACK]])
+                best = self.store.vectors([hit.chunk.id for hit in hits])
                 if len(best):
                     nearer[row] += self.fusion.feedback * best.mean(axis=0)
                     nearer[row] /= max(float(np.linalg.norm(nearer[row])), 1e-9)

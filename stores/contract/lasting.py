@@ -98,6 +98,7 @@ class LastingTests(ContractSetting):
         old.close()
         if fate == "dropped":
             assert spec.name not in backend.collections()
+            backend.create(spec).close()
             return
         now = backend.open(spec.name)
         found = {each.id: each for chunks, _ in now.scan() for each in chunks}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_every_hit_of_both_legs_is_there_once_best_first(
     found = fuse(leg(dense), leg(keyword, first=5), weight, Fusion())
     assert sorted(order(found)) == sorted({*range(len(dense)), *range(5, 5 + len(keyword))})
     totals = [hit.score for hit in found]
-    assert all(a >= b - 1e-6 for a, b in zip(totals, totals[1:], strict=False))
+    assert all(a >= b - 1e-6 for a, b in pairwise(totals))
 
 
 @given(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import http.server
 import operator
 import os
@@ -10,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,15 +186,38 @@ def test_threads_that_search_all_the_time_let_other_processes_in(
                 store.upsert([chunk(n)], random_vectors(1))
             """
         process = started(code, tmp_path)
-        _, err = process.communicate(timeout=30)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
     finally:
         done.set()
         for reader in readers:
             reader.join()
         process.kill()
+    _, err = process.communicate()
     assert process.returncode == 0, err
     assert failures == []
     assert store.count() == 40
+
+
+def test_who_waits_is_not_overtaken(backend: ChromaBackend, tmp_path: Path) -> None:
+    store = backend.create(SPEC)
+    code = "print('ready', flush=True); sys.stdin.readline(); store.annotate({'one': 'turn'})"
+    process = started(code, tmp_path)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with backend._connection.use(), (tmp_path / "chroma" / "rag.queue").open() as queue:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 30
+        with suppress(BlockingIOError):
+            while time.monotonic() < deadline:
+                fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(queue, fcntl.LOCK_UN)
+    notes = store.describe().notes
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert notes == {"one": "turn"}
 
 
 def test_processes_that_write_in_turn_do_not_lose_each_others_vectors(

@@ -30,6 +30,7 @@ from stores.contract import (
     random_vectors,
 )
 from stores.faiss import FaissBackend, FaissStore
+from stores.sqlite import acquire
 from stores.sqlite import ChunkTable
 
 FOLDER = Path("faiss") / SPEC.name
@@ -487,8 +488,9 @@ def test_a_process_that_died_while_deleting_leaves_nothing_behind(
     assert backend.collections() == [left]
     assert backend.open(left).get([c.id for c in library()]) == library()
     backend.create(replace(SPEC, name="more")).close()
+    assert {path.name for path in (tmp_path / "faiss").iterdir()} == {left, "more"}
     backend.drop("more")
-    assert [path.name for path in (tmp_path / "faiss").iterdir()] == [left]
+    assert backend.collections() == [left]
 
 
 def killed(*_: Any, **__: Any) -> None:
@@ -528,6 +530,25 @@ def test_who_has_it_open_is_told_when_it_has_gone(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(StoreUnavailable, match="deleted or replaced; open it again"):
             call()
+    assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path).returncode == 0
+    old.close()
+
+
+def test_a_collection_that_goes_at_the_last_moment_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FaissBackend(data_dir=tmp_path)
+    old = backend.create(SPEC)
+
+    def late(lock: Any, folder: Path) -> None:
+        monkeypatch.undo()
+        backend.drop(SPEC.name)
+        backend.create(SPEC).close()
+        acquire(lock, folder)
+
+    monkeypatch.setattr("stores.sqlite.acquire", late)
+    with pytest.raises(StoreUnavailable, match="deleted or replaced; open it again"):
+        old.upsert([chunk(99)], random_vectors(1))
     assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path).returncode == 0
     old.close()
 

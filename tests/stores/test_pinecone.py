@@ -389,26 +389,30 @@ def test_a_long_text_is_replaced_and_leaves_no_pieces(
     assert texts(emulator) == 20
 
 
-def test_readers_always_find_a_long_text_that_is_being_replaced(store: PineconeStore) -> None:
-    versions = [chunk(0, text=letter * 60_000) for letter in "abcdefghijkl"]
-    store.upsert(versions[:1], random_vectors(1))
-    seen: list[Any] = []
-    done = threading.Event()
+@pytest.mark.parametrize("read", ["get", "search", "scan"])
+def test_a_long_text_is_found_while_it_is_replaced(
+    emulator: PineconeEmulator, store: PineconeStore, make: Make, read: str
+) -> None:
+    """The other writer comes between a reader's look at the record and that at its pieces."""
+    old, new = (chunk(0, text=letter * 60_000) for letter in "ab")
+    vectors = random_vectors(2)
+    store.upsert([old], vectors[:1])
+    other = make().open(SPEC.name)
 
-    def read() -> None:
-        while not done.is_set():
-            seen.extend(store.get([chunk(0).id]) or ["nothing"])
-            seen.extend(hit.chunk for hit in store.search(random_vectors(1), 1)[0] or ["nothing"])
+    def before(request: Request) -> None:
+        if request.path == "/vectors/fetch" and "#" in request.query["ids"][0]:
+            emulator.before = lambda _request: None
+            other.upsert([new], vectors[1:])
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        for version in versions:
-            store.upsert([version], random_vectors(1))
-    finally:
-        done.set()
-        reader.join()
-    assert all(found in versions for found in seen)
+    emulator.before = before
+    if read == "get":
+        assert store.get([new.id]) == [new]
+    elif read == "search":
+        assert [hit.chunk for hit in store.search(vectors[:1], 1)[0]] == [new]
+    else:
+        ((chunks, rows),) = store.scan()
+        assert chunks == [new]
+        np.testing.assert_array_equal(rows, vectors[1:])
 
 
 # --- filters
