@@ -82,7 +82,7 @@ class MilvusBackend:
         return BackendInfo(self._milvus.location, version, frozenset(able))
 
     def collections(self) -> list[str]:
-        names = map(our_name, self._milvus("list_aliases")["aliases"])
+        names = map(our_name, self._milvus.aliases())
         return sorted(name for name in names if name is not None)
 
     def create(self, spec: CollectionSpec) -> MilvusStore:
@@ -139,7 +139,7 @@ class MilvusBackend:
 
     def _drop_nameless(self, own_name: str) -> None:
         """Delete a collection, unless another name leads to it: a crash may have left two."""
-        if not self._milvus("list_aliases", own_name)["aliases"]:
+        if not self._milvus.aliases(own_name):
             self._milvus("drop_collection", own_name)
 
     def _live(self, name: str) -> Live:

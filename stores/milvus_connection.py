@@ -124,6 +124,12 @@ class Connection:
                 )
             time.sleep(0.02)
 
+    def aliases(self, collection: str = "") -> list[str]:
+        """Those of a collection, or all of the database."""
+        # Which is named, as 2.3.5 would take the default one here.
+        found: list[str] = self("list_aliases", collection, db_name=self._database)["aliases"]
+        return found
+
     def close(self) -> None:
         """Free the connection, and the folder of Lite once nothing in this process uses it."""
         with self._lock:

@@ -30,8 +30,7 @@ from stores.contract import (
     random_vectors,
 )
 from stores.faiss import FaissBackend, FaissStore
-from stores.sqlite import acquire
-from stores.sqlite import ChunkTable
+from stores.sqlite import ChunkTable, acquire
 
 FOLDER = Path("faiss") / SPEC.name
 

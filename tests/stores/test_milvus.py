@@ -307,6 +307,28 @@ def test_names_that_milvus_does_not_take_keep_apart(open_milvus: Open) -> None:
     assert [backend.open(name).count() for name in names] == list(range(len(names)))
 
 
+def test_databases_share_nothing(server: str) -> None:
+    with closing(MilvusClient(server, token=TOKEN, dedicated=True)) as client:
+        client.create_database("other")
+    options: dict[str, Any] = {"data_dir": Path(), "uri": server, "token": TOKEN}
+    with (
+        closing(MilvusBackend(**options)) as one,
+        closing(MilvusBackend(**options, database="other")) as two,
+    ):
+        fill(one, {"docs": 10, "docs--next": 20})
+        fill(two, {"docs": 30, "only": 1})
+        assert (one.collections(), two.collections()) == (["docs", "docs--next"], ["docs", "only"])
+        one.replace("docs", by="docs--next")
+        assert [one.open("docs").count(), two.open("docs").count()] == [20, 30]
+        two.replace("docs", by="only")
+        two.drop("docs")
+        assert (one.collections(), two.collections()) == (["docs"], [])
+        one.drop("docs")
+    for name in ("other", "default"):
+        with closing(MilvusClient(server, token=TOKEN, db_name=name, dedicated=True)) as client:
+            assert not [each for each in client.list_collections() if "docs" in each]
+
+
 def test_collections_of_others_are_left_alone(open_milvus: Open, bare: Any) -> None:
     foreign = ("docs", "ragline_docs_e", "ragline_A_e", "ragline__e", "ragline_e")
     with bare() as client:
