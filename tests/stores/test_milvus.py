@@ -735,12 +735,14 @@ def test_a_killed_server_has_kept_what_it_acknowledged(tmp_path: Path) -> None:
         store.upsert(library(), random_vectors(30))
         store.delete(document_ids=["d1"])
         begins_alike = SPEC.name[:4]
-        backend.create(replace(SPEC, name=begins_alike))
+        fill(backend, {begins_alike: 1, "a": 2, "b": 3})
         backend.drop(begins_alike)
+        backend.replace("a", by="b")
         backend.close()
     with milvus_server(tmp_path, quick) as address:
         backend = MilvusBackend(data_dir=Path(), uri=address, token=TOKEN)
-        assert backend.collections() == [SPEC.name]
+        assert backend.collections() == ["a", SPEC.name]
+        assert backend.open("a").count() == 3
         store = backend.open(SPEC.name)
         kept = [c for c in library() if c.document_id != "d1"]
         assert store.get([c.id for c in library()]) == kept
