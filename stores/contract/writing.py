@@ -41,6 +41,15 @@ class WritingTests(ContractSetting):
         assert shelf.get(ids) == wanted
         assert shelf.get([]) == []
 
+    def test_vectors_come_back_in_the_order_asked(self, shelf: VectorStore) -> None:
+        wanted = [7, 0, 29]
+        ids = [library()[n].id for n in wanted]
+        found = shelf.vectors([ids[0], "missing", *ids[1:]])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, random_vectors(30)[wanted], atol=1e-6)
+        assert shelf.vectors([]).shape == (0, DIM)
+        assert shelf.vectors(["missing"]).shape == (0, DIM)
+
     def test_upsert_replaces_the_same_id(self, filled: VectorStore) -> None:
         old = library()[3]
         new = replace(old, text="new", metadata={"only": "this"})
