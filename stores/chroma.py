@@ -143,10 +143,15 @@ class ChromaBackend:
     def _changing(self, name: str) -> Iterator[tuple[Any, Collection]]:
         """The collection, to be dropped or renamed."""
         check_name(name)
-        with self._connection.use() as client:
-            try:
-                collection = client.get_collection(their_name(name), None)
-            except NotFoundError as error:
-                raise no_collection("chroma", name) from error
-            with self._connection.writing():
-                yield client, collection
+        owner = object()
+        self._connection.claim(owner)
+        try:
+            with self._connection.use() as client:
+                try:
+                    collection = client.get_collection(their_name(name), None)
+                except NotFoundError as error:
+                    raise no_collection("chroma", name) from error
+                with self._connection.writing():
+                    yield client, collection
+        finally:
+            self._connection.release(owner)

@@ -31,12 +31,18 @@ class Connection(Protocol):
     def writing(self, collection: str = "") -> AbstractContextManager[None]:
         """Inside `use`, around one change; `collection` is the id of the one that gets rows."""
 
+    def claim(self, owner: object) -> None:
+        """Be the one process that writes rows, until `release`. Raises StoreUnavailable."""
+
+    def release(self, owner: object) -> None:
+        """Give the claim back, when no other owner has it."""
+
     def close(self) -> None:
         """Free everything; the next `use` connects again."""
 
 
 class ChromaServer:
-    """A Chroma server, which puts what its clients do in order."""
+    """A Chroma server. It puts what its clients do in order, so there is nothing to claim."""
 
     def __init__(
         self,
@@ -69,6 +75,12 @@ class ChromaServer:
     @contextmanager
     def writing(self, collection: str = "") -> Iterator[None]:
         yield
+
+    def claim(self, owner: object) -> None:
+        pass
+
+    def release(self, owner: object) -> None:
+        pass
 
     def close(self) -> None:
         with self._lock:

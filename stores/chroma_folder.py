@@ -1,10 +1,10 @@
 """Chroma's engine in this process, on a folder that other processes may use, too.
 
 The engine has no lock. What another process wrote is missing from the vectors that it holds in
-memory, without a word, and two that write lose each other's (1.5.9). So processes take turns. The
-file `rag.turn` is locked by the one whose turn it is, and counts the changes: where the count has
-moved on, the engine is opened again. After a crash it says "writing", and what was half saved is
-undone.
+memory, without a word, and two that write lose each other's (1.5.9). So processes take turns, and
+one of them is the writer until it is done (`rag.writer`). The file `rag.turn` is locked by the one
+whose turn it is, and counts the changes: where the count has moved on, the engine is opened again.
+After a crash it says "writing", and what was half saved is undone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import chromadb
+from filelock import FileLock, Timeout
 
 from rag.errors import StoreUnavailable
 from stores.chroma_connection import settings, translated
@@ -51,6 +52,8 @@ class ChromaFolder:
         self._idle = threading.Condition()
         self._thread = threading.local()
         self._one_change = threading.Lock()
+        self._writer = FileLock(folder / "rag.writer", timeout=0, thread_local=False)
+        self._owners: set[int] = set()
         self._undo = Undo(folder)
         self._client: Any = None
         self._number = -1  # of changes that the engine knows
@@ -86,10 +89,28 @@ class ChromaFolder:
                 self._until = 0  # in the next turn it is opened again, and undone
                 raise
 
+    def claim(self, owner: object) -> None:
+        with self._idle:
+            if not self._owners:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._writer.acquire()
+                except Timeout as error:
+                    raise self._busy("is being written by another process") from error
+            self._owners.add(id(owner))
+
+    def release(self, owner: object) -> None:
+        with self._idle:
+            self._owners.discard(id(owner))
+            if not self._owners:
+                self._writer.release()
+
     def close(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._users == 0)
             self._disconnect()
+            self._owners.clear()
+            self._writer.release()
             if self._files is None:
                 return
             queue, turn = self._files
@@ -152,13 +173,15 @@ class ChromaFolder:
                 return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise StoreUnavailable(
-                        f"the Chroma folder {self.location} was busy in other processes for "
-                        f"{_WAIT_S} s",
-                        "wait until they are done; or let a server share the folder, and set its "
-                        f"host and port: chroma run --path {self.location} --host 127.0.0.1",
-                    ) from error
+                    raise self._busy(f"was busy in other processes for {_WAIT_S} s") from error
             time.sleep(0.002)
+
+    def _busy(self, how: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the Chroma folder {self.location} {how}",
+            "wait until they are done; or let a server share the folder, and set its "
+            f"host and port: chroma run --path {self.location} --host 127.0.0.1",
+        )
 
     def _refresh(self) -> None:
         """Open the engine, unless it is open and knows all that was written."""

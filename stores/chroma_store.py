@@ -69,6 +69,7 @@ class ChromaStore:
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
         vectors = check_chunks(chunks, vectors, self.spec.dim)
+        self._connection.claim(self)
         last = {chunk.id: row for row, chunk in enumerate(chunks)}
         for rows in _batches(list(last.values()), chunks, self.spec.dim, self._most()):
             with self._writing() as collection:
@@ -83,6 +84,7 @@ class ChromaStore:
     ) -> int:
         if ids is None and document_ids is None and where is None:
             return 0
+        self._connection.claim(self)
         condition, most, went = _condition(where), self._most(), 0
         for documents in _parts(document_ids, most):
             named = documents is None or {"document_id": {"$in": documents}}
@@ -145,6 +147,7 @@ class ChromaStore:
                 set_notes(collection, kept)
 
     def close(self) -> None:
+        self._connection.release(self)
         self._handle = None
 
     @contextmanager

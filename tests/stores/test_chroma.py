@@ -142,24 +142,26 @@ def run(code: str, data_dir: Path) -> tuple[str, str, int]:
 # --- several processes on one folder
 
 
-def test_processes_that_write_at_once_take_turns(backend: ChromaBackend, tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_and_readers_are_not(
+    backend: ChromaBackend, tmp_path: Path
+) -> None:
     store = backend.create(SPEC)
-    write = """
-        vectors = random_vectors(3_000)
-        for start in range({begin}, {begin} + 1_000, 50):
-            chunks = [chunk(n, document=n) for n in range(start, start + 50)]
-            store.upsert(chunks, vectors[start:start + 50])
-            store.delete(document_ids=[f"d{{start}}"])
-            print(start, flush=True)
+    store.upsert(library(), random_vectors(30))
+    out, err, _ = run(
         """
-    begins = (0, 1_000, 2_000)
-    writers = [started(textwrap.dedent(write.format(begin=begin)), tmp_path) for begin in begins]
-    written = [writer.communicate(timeout=120) for writer in writers]
-    assert [len(out.split()) for out, _ in written] == [20] * 3, written
-    vectors = random_vectors(3_000)
-    assert len(store.search(vectors[:1], 5_000)[0]) == 2_940
-    for hits, n in zip(store.search(vectors[1::50], 1), range(1, 3_000, 50), strict=True):
-        assert hits[0].chunk == chunk(n, document=n)
+        print(store.count(), len(store.search(random_vectors(1), 5)[0]))
+        store.upsert([chunk(1)], random_vectors(1))
+        """,
+        tmp_path,
+    )
+    assert out.split() == ["30", "5"]
+    last = err.splitlines()[-1]
+    assert "is being written by another process" in last
+    assert f"chroma run --path {tmp_path / 'chroma'} --host 127.0.0.1" in last
+    for refused in ("store.delete(ids=['x'])", "backend.drop(SPEC.name)"):
+        assert "is being written" in run(refused, tmp_path)[1]
+    store.close()
+    assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path)[2] == 0
 
 
 def test_threads_that_search_all_the_time_let_other_processes_in(
@@ -167,6 +169,7 @@ def test_threads_that_search_all_the_time_let_other_processes_in(
 ) -> None:
     store = backend.create(SPEC)
     store.upsert(library(), random_vectors(30))
+    store.close()  # no longer the writer
     done = threading.Event()
     failures: list[BaseException] = []
 
