@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
+from pydantic import Field
 
 from rag.errors import (
     DimensionMismatch,
@@ -22,6 +23,13 @@ from rag.types import Chunk, CollectionSpec, Fingerprint
 
 if TYPE_CHECKING:
     from rag.types import Vectors
+
+# Of settings, which `rag.plugins.options` holds them to.
+Links: TypeAlias = Annotated[int, Field(ge=2, le=2_048)]
+"""Of a node in a graph. With one, searches are wrong; FAISS and Chroma crash on none."""
+Effort: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+Port: TypeAlias = Annotated[int, Field(ge=1, le=65_535)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # Small letters only: a name becomes a folder, and some file systems fold case. The length and the
 # alphabet fit the names that Milvus, Chroma and Pinecone accept.

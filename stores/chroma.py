@@ -19,7 +19,7 @@ from chromadb.errors import ChromaError, NotFoundError
 
 from rag.errors import ConfigError
 from rag.types import BackendInfo, CollectionSpec
-from stores.checks import check_name, check_same, no_collection
+from stores.checks import Effort, Links, Port, Seconds, check_name, check_same, no_collection
 from stores.chroma_connection import ChromaServer, Connection
 from stores.chroma_description import DESCRIPTION, SPACES, described, their_name
 from stores.chroma_folder import ChromaFolder
@@ -40,15 +40,15 @@ class ChromaBackend:
         data_dir: Path,
         path: str = "",
         host: str = "",
-        port: int = 8000,
+        port: Port = 8000,
         ssl: bool = False,
         token: str = "",
         tenant: str = DEFAULT_TENANT,
         database: str = DEFAULT_DATABASE,
-        timeout_s: float = 120,
-        ef_construction: int = 200,
-        max_neighbors: int = 32,
-        ef_search: int = 64,
+        timeout_s: Seconds = 120,
+        ef_construction: Effort = 200,
+        max_neighbors: Links = 32,
+        ef_search: Effort = 64,
     ) -> None:
         self._hnsw: Any = {
             "ef_construction": ef_construction,
@@ -60,6 +60,11 @@ class ChromaBackend:
         if server_only and not host:
             raise ConfigError("ssl, token, tenant and database are of a server", "set its host")
         if host:
+            if re.search(r"[/:\s]", host):
+                raise ConfigError(
+                    f"stores.chroma.host is {host!r}",
+                    "give the name or address alone, and set port, and ssl for https",
+                )
             if path:
                 raise ConfigError("Chroma has a path and a host", "set one of them")
             self._connection = ChromaServer(

@@ -10,15 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 import faiss
+from pydantic import Field
 
 from rag.errors import StoreError
 from rag.filters import Filter
 from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
-from stores.checks import check_chunks, check_name, check_same, check_vectors, no_collection
+from stores.checks import (
+    Effort,
+    Links,
+    check_chunks,
+    check_name,
+    check_same,
+    check_vectors,
+    no_collection,
+)
 from stores.faiss_gpu import check_device, gpus
 from stores.faiss_index import IndexOptions, VectorIndex
 from stores.faiss_view import View, Views
@@ -178,12 +187,12 @@ class FaissBackend:
         *,
         data_dir: Path,
         index: str = "auto",
-        M: int = 32,
-        ef_construction: int = 200,
-        ef_search: int = 64,
-        nlist: int = 0,
-        nprobe: int = 16,
-        m: int = 0,
+        M: Links = 32,
+        ef_construction: Effort = 200,
+        ef_search: Effort = 64,
+        nlist: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
+        nprobe: Effort = 16,
+        m: Annotated[int, Field(ge=0, le=2_048)] = 0,
         device: str = "auto",
     ) -> None:
         """`index` is auto, Flat, HNSW, IVF_FLAT, IVF_PQ or SQ8; `device` auto, cpu, gpu:0 or all.
@@ -207,6 +216,7 @@ class FaissBackend:
 
     def create(self, spec: CollectionSpec) -> FaissStore:
         check_name(spec.name)
+        self._options.check(spec.dim)
         self._sweep()
         table = ChunkTable.create(self._root / spec.name, spec)
         try:
@@ -217,7 +227,9 @@ class FaissBackend:
         return FaissStore(table, self._options, self._device)
 
     def open(self, name: str) -> FaissStore:
-        return FaissStore(ChunkTable(self._existing(name)), self._options, self._device)
+        table = ChunkTable(self._existing(name))
+        self._options.check(table.spec.dim)
+        return FaissStore(table, self._options, self._device)
 
     def drop(self, name: str) -> None:
         folder = self._existing(name)

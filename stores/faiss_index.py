@@ -55,6 +55,14 @@ class IndexOptions:
             known = ", ".join(("auto", *get_args(Kind)))
             raise ConfigError(f"stores.faiss.index is {self.kind!r}", f"use one of: {known}")
 
+    def check(self, dim: int) -> None:
+        """Raise ConfigError unless vectors of that dimension can be indexed so."""
+        if self.kind == "IVF_PQ" and self.m and dim % self.m:
+            raise ConfigError(
+                f"stores.faiss.m is {self.m}, which does not divide {dim} dimensions",
+                f"use 0, which chooses {_subspaces(dim)}",
+            )
+
     def kind_for(self, count: int) -> Kind:
         """The kind for so many vectors: exact until there are enough to train or to gain from."""
         if self.kind == "auto":

@@ -12,13 +12,15 @@ import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from pydantic import Field
+
 from rag.errors import ConfigError, InputError, MetricMismatch, StoreError, UnknownCollection
 from rag.types import BackendInfo, CollectionSpec, Fingerprint
-from stores.checks import check_name, check_same, no_collection
+from stores.checks import Effort, Links, Seconds, check_name, check_same, no_collection
 from stores.milvus_collection import Collection
 from stores.milvus_connection import Connection, milvus_name, our_name
 from stores.milvus_rows import VECTOR, indexes, schema
@@ -31,6 +33,7 @@ _KEYWORDS_SINCE = (2, 5)
 _PARTITIONS_SINCE = (2, 4)  # 2.3.5 chooses the partition of an upserted row by its id
 
 Index = Literal["AUTOINDEX", "HNSW", "IVF_FLAT", "IVF_SQ8", "FLAT"]
+Lists = Annotated[int, Field(ge=1, le=65_536)]
 Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
 
 
@@ -52,14 +55,14 @@ class MilvusBackend:
         token: str = "",
         database: str = "",
         index: Index = "HNSW",
-        M: int = 16,
-        ef_construction: int = 200,
-        ef: int = 64,
-        nlist: int = 128,
-        nprobe: int = 16,
+        M: Links = 16,
+        ef_construction: Effort = 200,
+        ef: Effort = 64,
+        nlist: Lists = 128,
+        nprobe: Lists = 16,
         consistency: Consistency = "Bounded",
         partition_key: str = "",
-        timeout_s: float = 30.0,
+        timeout_s: Seconds = 30.0,
     ) -> None:
         folder = None if _is_server(uri) else (Path(uri).expanduser() if uri else data_dir / _LITE)
         self._milvus = Connection(
@@ -203,7 +206,7 @@ class MilvusBackend:
 
 def _is_server(uri: str) -> bool:
     """Whether this is an address, not a folder. Raises ConfigError for what is neither."""
-    if "://" not in uri:
+    if "://" not in uri and not re.fullmatch(r"[\w.-]+:\d+", uri):
         return False
     with suppress(ValueError):
         parts = urlsplit(uri)

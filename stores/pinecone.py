@@ -29,7 +29,7 @@ from pinecone import (
 
 from rag.errors import ConfigError, DimensionMismatch, MetricMismatch, StoreUnavailable
 from rag.types import BackendInfo, CollectionSpec
-from stores.checks import check_name, check_same, no_collection
+from stores.checks import Seconds, check_name, check_same, no_collection
 from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
 from stores.pinecone_index import METRICS, Connection, Waiting, translated
 from stores.pinecone_store import TEXTS, PineconeStore
@@ -57,7 +57,7 @@ class PineconeBackend:
         cloud: str = "aws",
         region: str = "us-east-1",
         wait_visible: bool = True,
-        wait_seconds: float = 60.0,
+        wait_seconds: Seconds = 60.0,
         controller_host: str = "https://api.pinecone.io",
     ) -> None:
         """`index` is the name of the one index to use, `host` its address, which may be local.
@@ -67,7 +67,13 @@ class PineconeBackend:
         a write returns when it is seen. `controller_host` is where indexes are made.
         """
         if not api_key:
-            raise ConfigError("Pinecone needs an API key", "set stores.pinecone.api_key")
+            raise ConfigError(
+                "Pinecone needs an API key", "set RAG_STORES_PINECONE_API_KEY in the environment"
+            )
+        if not re.match(r"https?://[\w.-]", controller_host):
+            raise ConfigError(
+                f"stores.pinecone.controller_host is {controller_host!r}", "use https://HOST"
+            )
         self._api_key = api_key
         self._name = index
         self._host = host

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,95 @@ def test_settings_of_a_store_come_from_the_environment_too(ingested: Path) -> No
     done = rag("stores", "check", RAG_STORES_FAISS='{"M": "48", "index": "HNSW"}')
     assert done.status == 0, done.err
     assert "M is wrong" in rag("stores", "check", RAG_STORES_FAISS='{"M": "x"}').error
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "faiss.M=1",
+        "faiss.ef_search=0",
+        "faiss.nprobe=-1",
+        "faiss.M=true",
+        "faiss.index=hnsw",
+        "chroma.max_neighbors=0",
+        "chroma.port=99999999",
+        "chroma.timeout_s=-1",
+        "chroma.host=http://127.0.0.1",
+        "chroma.host=127.0.0.1:8000",
+        "milvus.uri=127.0.0.1:19530",
+        "milvus.nprobe=0",
+        "milvus.timeout_s=nan",
+        "pinecone.wait_seconds=-1",
+        "pinecone.controller_host=ftp://x",
+        "chorma.host=x",
+    ],
+)
+def test_settings_that_a_store_cannot_use_are_refused(setting: str, tmp_path: Path) -> None:
+    kind, _, name = setting.partition("=")[0].partition(".")
+    store = "chroma" if kind == "chorma" else kind
+    key = ["--set", "stores.pinecone.api_key=x"] if kind == "pinecone" else []
+    arguments = ["--set", f"stores.{setting}", *key, "collections", "list", "--store", store]
+    done = rag(*arguments, RAG_DATA_DIR=str(tmp_path))
+    assert done.status == 2, done.err
+    assert name in done.err or kind in done.err
+    assert len(done.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_of_a_store_by_its_own_variable(tmp_path: Path) -> None:
+    given = {"RAG_STORES_CHROMA_HOST": "127.0.0.1", "RAG_STORES_CHROMA_PORT": "1"}
+    done = rag("stores", "check", "--store", "chroma", RAG_DATA_DIR=str(tmp_path), **given)
+    assert "127.0.0.1:1" in done.err
+    shown = rag("config", "show", RAG_STORES_PINECONE_API_KEY="secret")
+    assert "RAG_STORES_PINECONE_API_KEY" in shown.out
+    assert "secret" not in shown.out + shown.err
+    assert "names no setting" not in shown.err
+    whole = rag("config", "show", RAG_STORES_PINECONE='{"api_key": "secret"}')
+    assert "names no setting" not in whole.err
+
+
+def test_a_copy_into_a_collection_of_others_writes_nothing(ingested: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.md").write_text("My own notes about the sea.", "utf-8")
+    assert rag("ingest", tmp_path / "own.md", "--collection", "mine").status == 0
+    done = rag("collections", "copy", "default", "mine")
+    assert done.status == 3
+    assert "holds other chunks already" in done.err
+    assert rag("collections", "show", "mine", "--json").json["count"] == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_reembed_killed_in_the_swap_goes_on_by_itself(ingested: Path, moment: str) -> None:
+    """Between the old collection set aside and the new one named, and just before."""
+    code = f"""
+import os, sys
+from pathlib import Path
+import stores.faiss
+replace, rename = stores.faiss.FaissBackend.replace, Path.rename
+def die(self, *names, **by):
+    if {moment!r} == "before":
+        os.kill(os.getpid(), 9)
+    Path.rename = lambda path, to: (rename(path, to), os.kill(os.getpid(), 9))
+    return replace(self, *names, **by)
+stores.faiss.FaissBackend.replace = die
+from rag.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    before = rag("collections", "show", "default", "--json").json["count"]
+    command = ["collections", "reembed", "default", "--model", "all-MiniLM-L6-v2"]
+    done = subprocess.run([sys.executable, "-c", code, *command], check=False)
+    assert done.returncode == -9
+    assert rag("search", "warranty", "--json").json
+    assert rag(*command).status == 0
+    assert rag("collections", "show", "default", "--json").json["count"] == before
+    assert rag("collections", "list", "--json").json[0]["collection"] == "default"
+    assert len(rag("collections", "list", "--json").json) == 1
+
+
+def test_reembed_spares_a_collection_of_that_name(ingested: Path) -> None:
+    assert rag("collections", "copy", "default", "default--next").status == 0
+    done = rag("collections", "reembed", "default", "--model", "all-MiniLM-L6-v2")
+    assert done.status == 3
+    assert "default--next" in done.err
+    assert rag("collections", "show", "default--next", "--json").json["count"] > 10
+    assert rag("collections", "reembed", "default--next", "--model", "all-MiniLM-L6-v2").status == 0
+    assert rag("collections", "show", "default--next", "--json").json["count"] > 10
