@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rag.types import Vectors
 
 FILE = "chunks.sqlite3"
+_RECENT = 5_000  # chunks, some 10 MB
 _MAPPED = 2**34  # bytes; texts are read where the system has cached them, without a copy
 _NEW = ".new-"  # begins the name of a collection that is being made, which takes milliseconds
 _LEFT_S = 3_600  # so long after, it is what a dead process has left
@@ -73,6 +74,7 @@ class ChunkTable:
         self._idle: list[sqlite3.Connection] = []
         self._lock = write_lock(folder)
         self._writing = threading.RLock()
+        self._recent: dict[int, Chunk] = {}
         try:
             self._inode = self._path.stat().st_ino
             values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
@@ -186,13 +188,25 @@ class ChunkTable:
         return self._array(found[chunk_id] for chunk_id in ids if chunk_id in found)
 
     def chunks(self, seqs: Sequence[int]) -> dict[int, Chunk]:
-        """The chunks by seq; missing ones left out."""
-        rows = self._all(
-            f"SELECT c.seq, {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
-            "WHERE c.seq IN (SELECT value FROM json_each(?))",
-            [json.dumps(list(seqs))],
-        )
-        return {row[0]: _chunk(row[1:]) for row in rows}
+        """The chunks by seq; missing ones left out. One that was read before may have gone since.
+
+        A row never changes under its seq, so that those of late searches need not be read again.
+        """
+        recent = self._recent
+        unread = [seq for seq in seqs if seq not in recent]
+        rows: list[Any] = []
+        if unread:
+            rows = self._all(
+                f"SELECT c.seq, {_CHUNK} FROM chunks c JOIN contents t USING (seq) "
+                "WHERE c.seq IN (SELECT value FROM json_each(?))",
+                [json.dumps(unread)],
+            )
+        new = {row[0]: _chunk(row[1:]) for row in rows}
+        found = {seq: recent[seq] for seq in seqs if seq in recent} | new
+        if len(recent) + len(new) > _RECENT:
+            self._recent = {}
+        self._recent.update(new)
+        return found
 
     def hits(
         self, find: Callable[[], Sequence[Sequence[tuple[float, int]]]], k: int
