@@ -98,7 +98,7 @@ def rag(arguments: argparse.Namespace) -> dict[str, Any]:
             retriever.search("warm", 10)
             for question, gold in queries:
                 began = time.perf_counter()
-                hits = retriever.search(question, 10)
+                hits = retriever.search(question, 10).hits
                 took.append((time.perf_counter() - began) * 1e3)
                 found = {Path(hit.chunk.source).stem for hit in hits}
                 recalls.append(len(found & gold) / len(gold))

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from rag.app import App
-from rag.retrieve import Retriever
 from rag.settings import load
 
 CORPUS = Path(__file__).parents[1] / "sample_corpus"
@@ -48,10 +47,9 @@ def answers(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     app = App(load(values).settings)
     assert not app.ingest([CORPUS], metadata={}).failed
     found = []
-    with app.store() as store, app.answerer() as answerer:
-        retriever = Retriever(store, app.embedder(store.describe()))
+    with app.retriever() as retriever, app.answerer() as answerer:
         for query in QUERIES:
-            hits = retriever.search(query["text"], 5)
+            hits = retriever.search(query["text"], 5).hits
             sources = {Path(hit.chunk.source).relative_to(CORPUS).as_posix() for hit in hits}
             relevant = JUDGED[query["_id"]]
             found.append(
