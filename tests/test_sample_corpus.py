@@ -62,9 +62,13 @@ def answers(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return found
 
 
-def test_english_questions_find_their_documents(answers: list[dict[str, Any]]) -> None:
-    recalls = [a["recall"] for a in answers if a["answerable"] and a["lang"] == "en"]
-    assert mean(recalls) >= 0.88
+@pytest.mark.parametrize(("language", "least"), [("en", 0.9), ("zh", 0.75)])
+def test_questions_find_their_documents(
+    answers: list[dict[str, Any]], language: str, least: float
+) -> None:
+    """Of those judged, some are in the other language, which the default embedder cannot read."""
+    recalls = [a["recall"] for a in answers if a["answerable"] and a["lang"] == language]
+    assert mean(recalls) >= least
 
 
 def test_every_answer_is_cited_with_its_quotation(answers: list[dict[str, Any]]) -> None:

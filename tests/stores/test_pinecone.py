@@ -609,7 +609,7 @@ def test_a_wrong_key_is_told(make: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"api_key": ""}, "needs an API key; set stores.pinecone.api_key"),
+        ({"api_key": ""}, "needs an API key; set RAG_STORES_PINECONE_API_KEY"),
         ({"api_key": "with a newline\n"}, "API key"),
         ({"host": "nowhere"}, "host"),
     ],
