@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from weakref import finalize
 
-import chromadb
 import httpx
+from chromadb.api.client import Client
 from chromadb.config import Settings
 from chromadb.errors import ChromaError, NotFoundError
 
@@ -102,13 +102,16 @@ class ChromaServer:
             )
         if answer.status_code != 200 or '"tenant"' not in answer.text:
             raise httpx.RemoteProtocolError("no answer of Chroma 1 or newer")
-        client: Any = chromadb.HttpClient(
-            self._host, self._port, self._ssl, headers, settings(), self._tenant, self._database
+        options = settings(
+            chroma_api_impl="chromadb.api.fastapi.FastAPI",
+            chroma_server_host=self._host,
+            chroma_server_http_port=self._port,
+            chroma_server_ssl_enabled=self._ssl,
+            chroma_server_headers=headers,
         )
-        # The client has no time limit, and leaves both of its sessions open when it is closed.
+        client: Any = _Client(self._tenant, self._database, options, self._timeout_s)
+        # The client leaves both of its sessions open when it is closed.
         sessions = [each._server._session for each in (client, client._admin_client)]
-        for session in sessions:
-            session.timeout = httpx.Timeout(self._timeout_s, connect=5)
         self._hang_up = finalize(self, _close, client, *sessions)
         return client
 
@@ -121,10 +124,25 @@ class ChromaServer:
         )
 
 
-def settings() -> Settings:
+class _Client(Client):
+    """The client, with the time limit that it lacks, from its first request on."""
+
+    def __init__(self, tenant: str, database: str, options: Settings, seconds: float) -> None:
+        self._limit = httpx.Timeout(seconds, connect=5)
+        super().__init__(tenant, database, options)
+
+    def get_user_identity(self) -> Any:
+        self._server._session.timeout = self._limit  # type: ignore[attr-defined]
+        return self._server.get_user_identity()  # the client's own hides what went wrong
+
+    def _validate_tenant_database(self, tenant: str, database: str) -> None:
+        """`ChromaServer` has asked; this would, by another session, and wait without end."""
+
+
+def settings(**more: Any) -> Settings:
     """No telemetry, and nothing from a .env file that lies about."""
     values: dict[str, Any] = {"_env_file": None, "anonymized_telemetry": False}
-    return Settings(**values)
+    return Settings(**values | more)
 
 
 @contextmanager

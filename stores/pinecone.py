@@ -58,13 +58,15 @@ class PineconeBackend:
         region: str = "us-east-1",
         wait_visible: bool = True,
         wait_seconds: Seconds = 60.0,
+        timeout_s: Seconds = 15.0,
         controller_host: str = "https://api.pinecone.io",
     ) -> None:
         """`index` is the name of the one index to use, `host` its address, which may be local.
 
         Without both, each dimension and metric gets an index; one that is missing is made in
         `cloud` and `region`. Pinecone shows what was written after a while: with `wait_visible`
-        a write returns when it is seen. `controller_host` is where indexes are made.
+        a write returns when it is seen. The SDK sends a request that gets no answer in `timeout_s`
+        four times in all. `controller_host` is where indexes are made.
         """
         if not api_key:
             raise ConfigError(
@@ -79,6 +81,7 @@ class PineconeBackend:
         self._host = host
         self._deployment = {"deployment_type": "managed", "cloud": cloud, "region": region}
         self._waiting = Waiting(wait_visible, wait_seconds)
+        self._timeout_s = timeout_s
         self._controller_host = controller_host
         self._client: Pinecone | None = None
         self._connections: dict[tuple[str, int, str], Connection] = {}
@@ -221,7 +224,7 @@ class PineconeBackend:
         with (
             translated(self._host),
             _configured(),
-            Index(host=self._host, api_key=self._api_key) as index,
+            Index(host=self._host, api_key=self._api_key, timeout=self._timeout_s) as index,
         ):
             stats = index.describe_index_stats()
         if not stats.dimension or not stats.metric:
@@ -232,15 +235,18 @@ class PineconeBackend:
         key = host, dim, metric  # an index that was deleted and made anew keeps its host
         with self._lock, _configured():
             if key not in self._connections:
+                index = Index(host=host, api_key=self._api_key, timeout=self._timeout_s)
                 self._connections[key] = Connection(
-                    name, host, self._api_key, dim, METRICS[metric], self._waiting
+                    name, host, index, dim, METRICS[metric], self._waiting
                 )
             return self._connections[key]
 
     def _controller(self) -> Pinecone:
         with self._lock, _configured():
             if self._client is None:
-                self._client = Pinecone(api_key=self._api_key, host=self._controller_host)
+                self._client = Pinecone(
+                    api_key=self._api_key, host=self._controller_host, timeout=self._timeout_s
+                )
             return self._client
 
 

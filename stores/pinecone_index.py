@@ -64,11 +64,11 @@ class Connection:
     """One index. `dim` and `metric` are what it says of itself. Safe to share between threads."""
 
     def __init__(
-        self, name: str, host: str, api_key: str, dim: int, metric: Metric, waiting: Waiting
+        self, name: str, host: str, index: Index, dim: int, metric: Metric, waiting: Waiting
     ) -> None:
         self.name, self.host, self.dim, self.metric = name, host, dim, metric
         self._waiting = waiting
-        self._index = Index(host=host, api_key=api_key)
+        self._index = index
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pinecone")
         # What records that are never searched have for a vector: Pinecone refuses zeros.
         self.probe = [1.0] + [0.0] * (dim - 1)

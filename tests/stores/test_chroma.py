@@ -15,12 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import chromadb
 import numpy as np
 import pytest
 from chroma_server import chroma_server, free_port
 from chromadb.config import Settings
+from servers import RawServer, Reply
 
 from rag.errors import (
     ConfigError,
@@ -819,6 +821,18 @@ def test_a_server_that_hangs_is_told_of(tmp_path: Path) -> None:
             with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}"):
                 asked()
         os.kill(process, signal.SIGCONT)
+        backend.close()
+
+
+def test_a_server_that_hangs_after_its_first_answer_is_told_of(tmp_path: Path) -> None:
+    """While the client is being made, which asks for the tenant and the user."""
+    first = b'{"name": "default_database", "tenant": "default_tenant"}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(first) + first
+    with RawServer(Reply(answer), Reply(then="hang")) as server:
+        port = urlsplit(server.url).port
+        backend = ChromaBackend(data_dir=tmp_path, host="127.0.0.1", port=port, timeout_s=1)
+        with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}"):
+            backend.check()
         backend.close()
 
 

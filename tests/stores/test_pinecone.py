@@ -21,6 +21,7 @@ from pinecone._internal.http_client import get_budget_registry
 from pinecone_emulator import PineconeEmulator, Request
 from pinecone_emulator_index import Lag, Rules
 from pinecone_emulator_schema import DESCRIPTIONS
+from servers import RawServer, Reply
 
 from rag import plugins
 from rag.errors import (
@@ -604,6 +605,16 @@ def test_a_wrong_key_is_told(make: Make) -> None:
     for refused in (wrong.check, wrong.collections, lambda: wrong.create(SPEC)):
         with pytest.raises(StoreUnavailable, match=r"refuses the API key; set .*api_key"):
             refused()
+
+
+def test_a_server_that_never_answers_is_told_of() -> None:
+    with RawServer(Reply(then="hang")) as server:
+        url = server.url.removesuffix("/v1")
+        for place in ({"controller_host": url}, {"host": url}):
+            backend = PineconeBackend(api_key="key", timeout_s=0.2, **place)
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                backend.check()
+            backend.close()
 
 
 @pytest.mark.parametrize(
