@@ -7,22 +7,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag import plugins
+from rag import plugins, swap
 from rag.errors import (
-    DimensionMismatch,
-    EmbedderMismatch,
     InputError,
-    MetricMismatch,
     StoreError,
     UnknownCollection,
     UnknownDocument,
 )
-from rag.types import Answer, CollectionSpec, DocumentRecord, Fingerprint, Scalar, StoreInfo
+from rag.types import Answer, CollectionSpec, DocumentRecord, Scalar, StoreInfo
 
 if TYPE_CHECKING:
     from ingest.pipeline import Progress, Report
     from rag.answer import Answerer
     from rag.evaluation.corpus import Corpus
+    from rag.evaluation.dataset import Dataset
+    from rag.evaluation.tune import Tuning
     from rag.filters import Filter
     from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
     from rag.retrieve import Retrieved, Retriever, SearchOptions
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from stores.copy import CopyReport
 
 
-# Notes kept with a collection: for which one it gathers new vectors; which one it is to replace,
-# now that it is whole; how its two legs are joined.
-_SHADOW, _REPLACES, _FUSION = "shadow_of", "replaces", "fusion"
+_FUSION = "fusion"  # the note that says how a collection's two legs are joined
 
 
 class App:
@@ -75,7 +72,7 @@ class App:
     @contextmanager
     def store(self) -> Iterator[VectorStore]:
         """The collection that the settings name, closed at the end. Raises UnknownCollection."""
-        store = self._open(self.settings.collection)
+        store = swap.open_whole(self.backend, self.settings.collection)
         try:
             yield store
         finally:
@@ -140,7 +137,7 @@ class App:
             dry_run=dry_run,
         )
         try:
-            store: VectorStore | None = self._open(self.settings.collection)
+            store: VectorStore | None = swap.open_whole(self.backend, self.settings.collection)
         except UnknownCollection:
             store = None
         embedder = self.embedder(store.describe() if store else None)
@@ -258,68 +255,11 @@ class App:
     ) -> int:
         """Give a collection the vectors of another model; returns how many chunks were embedded.
 
-        It is searched as it was until the new vectors are whole. See `ingest.reembed`.
+        It is searched as it was until the new vectors are whole. See `rag.swap`.
         """
-        from ingest.reembed import reembed
-
         if not model:
             raise InputError("no model is named", "add --model MODEL")
-        shadow_name = f"{name[:55]}--{'then' if name.endswith('--next') else 'next'}"
-        embedder = self.embedder(model=model)
-        embedded = 0
-        # Twice: what is written while the shadow is closed, which indexes it, must come along.
-        for whole in (False, True):
-            with closing(self._open(name)) as source:
-                shadow = self._shadow(shadow_name, source.describe(), embedder.fingerprint)
-                with closing(shadow):
-                    embedded += reembed(source, shadow, embedder, progress)
-                    if whole:
-                        shadow.annotate({_REPLACES: name})
-        self.backend.replace(name, by=shadow_name)
-        self._rename_done(name)
-        return embedded
-
-    def _open(self, name: str) -> VectorStore:
-        """The collection; if a run died while it was being replaced, that is finished first."""
-        try:
-            return self.backend.open(name)
-        except UnknownCollection:
-            for other in self.backend.collections():
-                if other.startswith(f"{name[:55]}--") and self._notes(other).get(_REPLACES) == name:
-                    self.backend.replace(name, by=other)
-                    self._rename_done(name)
-                    return self.backend.open(name)
-            raise
-
-    def _rename_done(self, name: str) -> None:
-        with closing(self.backend.open(name)) as store:
-            store.annotate({_SHADOW: "", _REPLACES: ""})
-
-    def _notes(self, name: str) -> Mapping[str, str]:
-        with closing(self.backend.open(name)) as store:
-            return store.describe().notes
-
-    def _shadow(self, name: str, source: StoreInfo, made_by: Fingerprint) -> VectorStore:
-        """The collection in which new vectors are gathered: made, or what an earlier run left."""
-        if name in self.backend.collections() and not self._is_shadow(name, source.collection):
-            raise StoreError(
-                f"the collection {name!r} stands where the new vectors are to be gathered",
-                "copy it to another name and delete it",
-            )
-        spec = CollectionSpec(name, made_by.dim, source.metric, made_by)
-        try:
-            shadow = self.backend.create(spec)
-        except (DimensionMismatch, MetricMismatch, EmbedderMismatch):  # of another run
-            self.backend.drop(name)
-            shadow = self.backend.create(spec)
-        shadow.annotate({_SHADOW: source.collection})
-        return shadow
-
-    def _is_shadow(self, name: str, of: str) -> bool:
-        with closing(self.backend.open(name)) as store:
-            info = store.describe()
-            # A run that died just after it made the collection had not marked it.
-            return info.notes.get(_SHADOW) == of or not (info.count or info.notes)
+        return swap.reembed(self.backend, name, self.embedder(model=model), progress)
 
     def collections(self) -> list[StoreInfo]:
         """What every collection of the store says of itself; of a damaged one, a line is said."""
@@ -357,6 +297,34 @@ class App:
                 f"{name!r} ends {len(found)} sources", "give the whole path or the id"
             )
         return found[-1]
+
+    def tune(
+        self,
+        corpus: Corpus | None,
+        dataset: Dataset | None,
+        *,
+        keep: bool = True,
+        show: Callable[[int, int], None] = lambda _done, _of: None,
+        indexing: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> Tuning:
+        """Learn how the collection's two legs are joined, and keep that with it.
+
+        From a dataset's questions, in the collection of its corpus if it has one; without a
+        dataset from questions made out of the documents. See `rag.evaluation.tune`.
+        """
+        from rag.evaluation.tune import tune
+
+        target = self.evaluation_target(corpus, indexing) if corpus else self.retriever()
+        with target as retriever:
+            learnt = tune(retriever, dataset, show)
+            if learnt.changed and keep:
+                retriever.store.annotate({_FUSION: learnt.fusion.to_json()})
+        return learnt
+
+    def reset_tuning(self) -> None:
+        """Search the collection with the defaults again."""
+        with self.store() as store:
+            store.annotate({_FUSION: ""})
 
     def _generator(self, kind: str, embedder: Embedder) -> Generator:
         settings = self.settings.generator

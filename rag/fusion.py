@@ -19,7 +19,7 @@ import numpy as np
 from rag.types import Chunk, Hit, Leg
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 _FLOOR = -2.0  # deviations; a leg's worst says little about how bad it is
 _WINDOW = 2  # positions before and after that count as neighbours
@@ -71,26 +71,16 @@ def fuse(
     dense: Sequence[Hit], keyword: Sequence[Hit], weight: float, how: Fusion, k: int | None = None
 ) -> list[Hit]:
     """The `k` best hits of both legs, or all; ties by chunk id. `weight` is the dense leg's."""
-    places: dict[Place, int] = {}
-    chunks: list[Chunk] = []
-    for hit in (*dense, *keyword):
-        place = _place(hit.chunk)
-        if place not in places:
-            places[place] = len(chunks)
-            chunks.append(hit.chunk)
-    near = _neighbours(places)
-    totals = np.zeros(len(chunks))
-    ranks: list[tuple[str, float, dict[int, int], Sequence[Hit]]] = []
-    for name, hits, share in (("dense", dense, weight), ("keyword", keyword, 1 - weight)):
-        rows = [places[_place(hit.chunk)] for hit in hits]
-        own = _standing(hits, rows, len(chunks), absent=0.0 if name == "keyword" else None)
-        best = own.copy()
-        for row, others in near.items():
-            best[row] = max(own[row], own[others].max())
-        totals += share * (own + how.neighbours * (best - own))
-        ranks.append((name, share, {row: n for n, row in reversed(list(enumerate(rows)))}, hits))
+    joined = Joined(dense, keyword)
+    totals = joined.totals(weight, how.neighbours)
     rounded = np.round(totals, 6).tolist()
+    chunks = joined.chunks
     order = sorted(range(len(chunks)), key=lambda row: (-rounded[row], chunks[row].id))
+    legs = ("dense", weight, dense), ("keyword", 1 - weight, keyword)
+    ranks = [
+        (name, share, {row: n for n, row in reversed(list(enumerate(rows)))}, hits)
+        for (name, share, hits), rows in zip(legs, joined.rows, strict=True)
+    ]
     return [
         Hit(
             chunks[row],
@@ -103,6 +93,42 @@ def fuse(
         )
         for row in order[:k]
     ]
+
+
+class Joined:
+    """The chunks that two legs found for a question, and how each leg sees them.
+
+    `chunks` has each once; `rows` where each leg's hits stand in it.
+    """
+
+    def __init__(self, dense: Sequence[Hit], keyword: Sequence[Hit]) -> None:
+        self.chunks: list[Chunk] = []
+        places: dict[Place, int] = {}
+        for hit in (*dense, *keyword):
+            place = _place(hit.chunk)
+            if place not in places:
+                places[place] = len(self.chunks)
+                self.chunks.append(hit.chunk)
+        self.rows = [[places[_place(hit.chunk)] for hit in hits] for hits in (dense, keyword)]
+        near = _neighbours(places)
+        self._own = [
+            _standing(dense, self.rows[0], len(self.chunks), absent=None),
+            _standing(keyword, self.rows[1], len(self.chunks), absent=0.0),
+        ]
+        self._gain = []
+        for own in self._own:
+            best = own.copy()
+            for row, others in near.items():
+                best[row] = max(own[row], own[others].max())
+            self._gain.append(best - own)
+
+    def totals(self, weight: ArrayLike, neighbours: ArrayLike) -> NDArray[np.float64]:
+        """The score of each chunk, shape (chunks,); for weights of shape (n, 1), (n, chunks)."""
+        weight, share = np.asarray(weight), np.asarray(neighbours)
+        dense, keyword = (
+            own + share * gain for own, gain in zip(self._own, self._gain, strict=True)
+        )
+        return np.asarray(weight * dense + (1 - weight) * keyword)
 
 
 def single(hits: Sequence[Hit], name: str) -> list[Hit]:

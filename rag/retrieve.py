@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -63,6 +64,15 @@ class Retrieved:
     similarity: float | None = None
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Legs:
+    """What each leg found for a question, and how much of it the embedder reads, 0 to 1."""
+
+    dense: Sequence[Hit]
+    keyword: Sequence[Hit]
+    legibility: float
 
 
 class Retriever:
@@ -151,22 +161,44 @@ class Retriever:
             run.similarities = [self._similarity(row) for row in rows]
             run.lap("search")
             return [single(row, "dense") for row in rows]
-        kept, wanted = wanted, max(wanted, self.fusion.candidates)
+        legs = self._legs(questions, vectors, max(wanted, self.fusion.candidates), where, run)
+        found = self._fused(legs, wanted)
+        run.lap("search")
+        return found
+
+    def over(self, store: VectorStore, fusion: Fusion | None = None) -> Retriever:
+        """The same for another collection of the same embedder, or with the legs joined so."""
+        same = copy(self)
+        same.store, same.fusion = store, fusion or self.fusion
+        return same
+
+    def legs(self, questions: Sequence[str]) -> list[Legs]:
+        """What each leg of a hybrid search finds for each question, before they are joined."""
+        vectors = self.embedder.embed_queries(questions)
+        return self._legs(questions, vectors, self.fusion.candidates, None, _Run())
+
+    def _legs(
+        self,
+        questions: Sequence[str],
+        vectors: NDArray[np.float32],
+        wanted: int,
+        where: Filter | None,
+        run: _Run,
+    ) -> list[Legs]:
         try:
             words = self._keyword(questions, wanted, where)
         except StoreUnavailable:
             run.degraded.append("keyword")
             words = [[] for _ in questions]
-        weights = [self.fusion.weight(self.embedder.legibility(text)) for text in questions]
+        legible = [self.embedder.legibility(text) for text in questions]
         dense = self.store.search(vectors, wanted, where)
         run.similarities = [self._similarity(row) for row in dense]
+        legs = [Legs(*of) for of in zip(dense, words, legible, strict=True)]
         if self.fusion.feedback:
-            first = self._fused(dense, words, weights, _FEEDBACK)
-            nearer = self._with_feedback(vectors, first, weights)
+            nearer = self._with_feedback(vectors, legs)
             dense = self.store.search(nearer, wanted, where)
-        found = self._fused(dense, words, weights, kept)
-        run.lap("search")
-        return found
+            legs = [replace(one, dense=row) for one, row in zip(legs, dense, strict=True)]
+        return legs
 
     def _similarity(self, hits: Sequence[Hit]) -> float | None:
         """The cosine of the nearest; vectors of embedders have length one."""
@@ -181,25 +213,21 @@ class Retriever:
         hits: list[list[Hit]] = store.keyword_search(list(questions), wanted, where)
         return hits
 
-    def _fused(
-        self,
-        dense: Sequence[Sequence[Hit]],
-        words: Sequence[Sequence[Hit]],
-        weights: Sequence[float],
-        k: int,
-    ) -> list[list[Hit]]:
-        rows = zip(dense, words, weights, strict=True)
-        return [fuse(near, worded, weight, self.fusion, k) for near, worded, weight in rows]
+    def _fused(self, legs: Sequence[Legs], k: int) -> list[list[Hit]]:
+        return [
+            fuse(one.dense, one.keyword, self.fusion.weight(one.legibility), self.fusion, k)
+            for one in legs
+        ]
 
     def _with_feedback(
-        self, vectors: NDArray[np.float32], found: list[list[Hit]], weights: Sequence[float]
+        self, vectors: NDArray[np.float32], legs: Sequence[Legs]
     ) -> NDArray[np.float32]:
         """The questions' vectors, moved towards the first hits' where the embedder reads them."""
         import numpy as np
 
         nearer = vectors.copy()
-        for row, (hits, weight) in enumerate(zip(found, weights, strict=True)):
-            if hits and weight > self.fusion.dense / 2:
+        for row, (one, hits) in enumerate(zip(legs, self._fused(legs, _FEEDBACK), strict=True)):
+            if hits and self.fusion.weight(one.legibility) > self.fusion.dense / 2:
                 best = self.store.vectors([hit.chunk.id for hit in hits])
                 if len(best):
                     nearer[row] += self.fusion.feedback * best.mean(axis=0)

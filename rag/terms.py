@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 from rag.sentences import CJK
 
 _LETTER = rf"(?:(?![{CJK}])[^\W_])"  # Latin within Chinese text stands without spaces around it
 _TOKEN = re.compile(rf"[{CJK}]+|{_LETTER}+(?:[-_.'’]{_LETTER}+)*")
+_IS_CJK = re.compile(f"[{CJK}]")
+_FIRST_CJK = CJK[0]
+_ASCII = re.compile(r"[a-z0-9]+(?:[-_.'][a-z0-9]+)*")  # the same, three times as fast
 _STOP = frozenset(
     (
         "a about all also am an and any are as at be because been being but by can could did do "
@@ -34,8 +37,12 @@ _STOP_CJK = re.compile(
 
 def tokens(text: str) -> list[str]:
     """The terms in the order of the text: stems, identifiers, numbers, pairs of CJK characters."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return [term for token in _TOKEN.findall(folded) for term in _terms(token)]
+    if text.isascii():
+        return [word for token in _ASCII.findall(text.lower()) for word in _word(token)]
+    found: list[str] = []
+    for token in _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold()):
+        found += _pairs(token) if token[0] >= _FIRST_CJK else _word(token)
+    return found
 
 
 def terms(text: str) -> frozenset[str]:
@@ -54,24 +61,20 @@ def coverage(weights: Mapping[str, float], found: frozenset[str]) -> float:
     return sum(w for term, w in weights.items() if term in found) / total if total else 0.0
 
 
-def _terms(token: str) -> list[str]:
-    if re.match(f"[{CJK}]", token):
-        return [
-            run[i : i + 2]
-            for run in _STOP_CJK.split(token)
-            if run
-            for i in range(max(1, len(run) - 1))
-        ]
+def _pairs(token: str) -> Sequence[str]:
+    if not _IS_CJK.match(token):
+        return _word(token)
+    return [
+        run[i : i + 2] for run in _STOP_CJK.split(token) if run for i in range(max(1, len(run) - 1))
+    ]
+
+
+@lru_cache(maxsize=200_000)
+def _word(token: str) -> tuple[str, ...]:
     word = re.sub("['’]s$", "", token)
-    return [] if word in _STOP else [_stem(word)]
-
-
-@cache
-def _stem(word: str) -> str:
-    if not word.isalpha():
-        return word
-    stem: str = _stemmer().stemWord(word)
-    return stem
+    if word in _STOP:
+        return ()
+    return (_stemmer().stemWord(word) if word.isalpha() else word,)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from rag import __version__
-from rag.cli import asking, collections, documents, evaluating, searching, settings, stores
+from rag.cli import asking, collections, documents, evaluating, searching, settings, stores, tuning
 from rag.cli.context import pair
 from rag.errors import EXIT_CODES, RagError, RagWarning
 
@@ -52,6 +52,7 @@ for command in (
     asking.ask,
     searching.search,
     evaluating.evaluate,
+    tuning.tune,
     collections.collections,
     documents.documents,
     stores.stores,

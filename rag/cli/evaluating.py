@@ -107,7 +107,7 @@ def evaluate(
     mode = mode or load_settings(context, {}).settings.search.mode
     known = [*metrics.names(ks), *([] if mode == "keyword" else [ANN_RECALL])]
     _check(floors, known, run_file, html_file)
-    corpus, dataset = _dataset(folder, collection, queries, qrels)
+    corpus, dataset = dataset_of(folder, collection, queries, qrels)
     dataset = dataset.limited(limit) if limit else dataset
     earlier = runs.read(baseline) if baseline else {}
     if baseline:
@@ -148,9 +148,10 @@ def evaluate(
     context.exit(figures.failures(done, floors))
 
 
-def _dataset(
+def dataset_of(
     folder: Path | None, collection: str | None, queries: Path | None, qrels: Path | None
 ) -> tuple[Corpus | None, Dataset]:
+    """The questions and judgements that a command names, and the corpus of its folder."""
     from rag.evaluation.corpus import Corpus
     from rag.evaluation.dataset import beir, read
 

@@ -22,7 +22,7 @@ from rag.cli.context import (
 from rag.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rag.types import Hit
 
@@ -35,8 +35,15 @@ _BATCH = 64  # questions that are embedded and searched for together
 @top_k_option
 @where_option
 @search_options
+@click.option(
+    "--after",
+    "earlier",
+    multiple=True,
+    metavar="QUESTION",
+    help="Asked before in the same conversation; once for each, the latest last.",
+)
 @click.option("--explain", is_flag=True, help="Show each leg's rank, score and weight.")
-@click.option("--queries", type=path, help="A file of questions, JSON lines: _id, text.")
+@click.option("--queries", type=path, help="A file of questions, JSON lines: _id, text, earlier.")
 @click.option("--out", type=path, help="With --queries: where their hits go, JSON lines.")
 @as_json_option
 @click.pass_context
@@ -48,6 +55,7 @@ def search(
     store: str | None,
     top_k: int | None,
     where: str | None,
+    earlier: Sequence[str],
     explain: bool,
     queries: Path | None,
     out: Path | None,
@@ -57,6 +65,7 @@ def search(
     """Find the passages that match a question, or each question of a file."""
     from rag import terminal
     from rag.filters import parse_json
+    from rag.rewrite import standalone
     from rag.types import Citation
 
     if (question is None) == (queries is None) or (queries is None) != (out is None):
@@ -71,14 +80,15 @@ def search(
         with app.retriever() as retriever, _opened(out) as file:
             for start in range(0, len(asked), _BATCH):
                 batch = asked[start : start + _BATCH]
-                found = retriever.search_many([text for _, text in batch], k, condition, how)
-                for (name, text), result in zip(batch, found, strict=True):
+                texts = [standalone(text, before) for _, text, before in batch]
+                found = retriever.search_many(texts, k, condition, how)
+                for (name, text, _), result in zip(batch, found, strict=True):
                     row = {"_id": name, "text": text, "hits": _rows(result.hits, explain)}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     count += 1
         terminal.say(f"{count} questions searched, hits in {out}")
         return
-    found_one = app.search(question or "", k, condition, how)
+    found_one = app.search(standalone(question or "", earlier), k, condition, how)
     for part in found_one.degraded:
         terminal.say(f"warning: {part} failed; searched without it")
     if as_json:
@@ -102,8 +112,8 @@ def _rows(hits: list[Hit], explain: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _questions(file: Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of each line; InputError naming the line that holds no question."""
+def _questions(file: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(id, text, questions before it) of each line. InputError naming the line that has none."""
     from rag.retrieve import check_question
 
     try:
@@ -116,12 +126,14 @@ def _questions(file: Path) -> Iterator[tuple[str, str]]:
         try:
             row = json.loads(line)
             name, text = str(row.get("_id", number)), row["text"]
-            check_question(text)
+            earlier = row.get("earlier", [])
+            for asked in (text, *earlier):
+                check_question(asked)
         except (ValueError, LookupError, AttributeError, TypeError, InputError) as error:
             raise InputError(
                 f"{file}:{number} holds no question", 'write {"_id": "1", "text": "…"}'
             ) from error
-        yield name, text
+        yield name, text, list(earlier)
 
 
 def _opened(file: Path) -> Any:

@@ -5,7 +5,7 @@ What is odd in the files is counted and told in `remarks`, because each such lin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,8 @@ from typing import TypeVar
 from rag.errors import InputError
 from rag.evaluation.corpus import Corpus
 from rag.evaluation.files import counted, lines, malformed, one_of, records
+from rag.protocols import VectorStore
+from rag.types import Chunk
 
 T = TypeVar("T")
 Qrels = dict[str, dict[str, int]]
@@ -52,12 +54,20 @@ def beir(corpus: Corpus, queries: Path | None = None, qrels: Path | None = None)
     return replace(dataset, remarks=(*corpus.remarks, *dataset.remarks, *_unknown(unknown)))
 
 
-def of_collection(dataset: Dataset, sources: Iterable[str]) -> tuple[Dataset, dict[str, str]]:
-    """The dataset, checked against a collection's sources, and the judged path of each source.
+def judged_in(dataset: Dataset, store: VectorStore) -> tuple[Dataset, Callable[[Chunk], str]]:
+    """The dataset, checked against a collection, and what gives the id by which a chunk is judged.
 
     A judged path means the document whose source ends with it, at the boundary of a name. Raises
     InputError for one that means several.
     """
+    if not dataset.by_path:
+        return dataset, lambda chunk: chunk.document_id
+    dataset, names = of_collection(dataset, (record.source for record in store.documents()))
+    return dataset, lambda chunk: names.get(chunk.source, chunk.source)
+
+
+def of_collection(dataset: Dataset, sources: Iterable[str]) -> tuple[Dataset, dict[str, str]]:
+    """The dataset with one path for each document, and that of each judged source."""
     paths = {path for judged in dataset.qrels.values() for path in judged}
     found: dict[str, str] = {}
     for source in sources:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from rag.evaluation.ann import QUERIES, ann_recall
-from rag.evaluation.dataset import Dataset, of_collection, sample
+from rag.evaluation.dataset import Dataset, judged_in, sample
 from rag.evaluation.evaluate import Evaluation, evaluate
 from rag.evaluation.files import counted
 from rag.filters import Filter
 from rag.retrieve import Retriever, SearchOptions
-from rag.types import Chunk, Hit
+from rag.types import Hit
 
 ANN_RECALL = "ann_recall@10"
 
@@ -29,19 +29,13 @@ def measure(
 
     What failed on the way is told in `remarks`.
     """
-    names: dict[str, str] = {}
-    if dataset.by_path:
-        sources = (record.source for record in retriever.store.documents())
-        dataset, names = of_collection(dataset, sources)
+    dataset, name = judged_in(dataset, retriever.store)
     degraded: Counter[str] = Counter()
 
     def search(questions: Sequence[str], k: int) -> list[list[Hit]]:
         found = retriever.search_many(questions, k, where, options)
         degraded.update(part for one in found for part in one.degraded)
         return [one.hits for one in found]
-
-    def name(chunk: Chunk) -> str:
-        return names.get(chunk.source, chunk.source) if dataset.by_path else chunk.document_id
 
     done = evaluate(search, dataset, ks, name)
     if options.mode != "keyword":

@@ -1,0 +1,77 @@
+"""`rag tune`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from rag.cli.context import app_of, as_json_option, collection_options, path, print_json
+from rag.cli.evaluating import dataset_of
+from rag.errors import InputError
+
+
+@click.command()
+@click.argument("folder", required=False, type=path, metavar="[DATASET]")
+@collection_options
+@click.option("--queries", type=path, help="JSON lines of _id and text, if not DATASET's.")
+@click.option(
+    "--qrels", type=path, help="Query, document and grade between tabs, if not DATASET's."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be learnt, and keep nothing.")
+@click.option("--reset", is_flag=True, help="Forget what was learnt.")
+@as_json_option
+@click.pass_context
+def tune(
+    context: click.Context,
+    folder: Path | None,
+    collection: str | None,
+    store: str | None,
+    queries: Path | None,
+    qrels: Path | None,
+    dry_run: bool,
+    reset: bool,
+    as_json: bool,
+) -> None:
+    """Learn how a collection's search by meaning and by words are joined.
+
+    From questions with judgements: of DATASET, a folder in BEIR's layout (then of the collection in
+    which `rag eval` keeps it; give its --qrels of another split than you evaluate on), or --queries
+    and --qrels about a collection. Without any, sentences of the documents are the questions.
+    What was learnt is kept with the collection, if it is better on questions not learnt from.
+    """
+    from rag import terminal
+
+    if (queries is None) != (qrels is None) and folder is None:
+        raise InputError("--queries and --qrels belong together", "give both, or neither")
+    app = app_of(context, collection, store)
+    if reset:
+        app.reset_tuning()
+        terminal.say(f"collection {app.settings.collection} is searched with the defaults")
+        return
+    corpus = dataset = None
+    if folder or queries:
+        corpus, dataset = dataset_of(
+            folder, None if folder else app.settings.collection, queries, qrels
+        )
+    with (
+        terminal.chunk_progress("tried", quiet=as_json, things="searches") as show,
+        terminal.chunk_progress("indexed", quiet=as_json, things="documents") as indexing,
+    ):
+        learnt = app.tune(corpus, dataset, keep=not dry_run, show=show, indexing=indexing)
+    for remark in learnt.remarks:
+        terminal.say(remark)
+    if as_json:
+        print_json(asdict(learnt))
+        return
+    terminal.say(
+        f"{learnt.questions} questions of {learnt.source}: mean of nDCG@10 and recall@10 "
+        f"{learnt.before:.4f} as it was"
+    )
+    if not learnt.changed:
+        terminal.say("nothing better was found; the collection stays as it is")
+        return
+    now = ", ".join(f"{name} {value:g}" for name, value in asdict(learnt.fusion).items())
+    kept = "would be kept" if dry_run else "kept"
+    terminal.say(f"{learnt.after:.4f} on questions not learnt from, with {now}: {kept}")

@@ -1,0 +1,155 @@
+"""What is learnt follows which leg is right; what is not better is not taken."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from embedders import WordEmbedder
+
+from rag.errors import InputError
+from rag.evaluation.cloze import cloze
+from rag.evaluation.dataset import Dataset
+from rag.evaluation.evaluate import evaluate
+from rag.evaluation.tune import LEAST, tune
+from rag.fusion import Fusion
+from rag.retrieve import Retriever
+from rag.types import Chunk, CollectionSpec
+from stores.contract import random_vectors
+from stores.memory import MemoryBackend, MemoryStore
+
+WORDS = [a + b + c for a in "kmpt" for b in "aeiou" for c in "lnrs"]
+
+
+class Blind(WordEmbedder):
+    """Sees nothing of a text: its vectors are noise."""
+
+    def embed_queries(self, texts: Any) -> Any:
+        return np.concatenate([random_vectors(1, crc32(text.encode()), 32) for text in texts])
+
+
+def collection(embedder: WordEmbedder, documents: int = 80) -> tuple[MemoryStore, Dataset]:
+    """Documents of three chunks of five sentences, about a few words each that others share.
+
+    The questions are three such words and three others.
+    """
+    chance = random.Random(3)
+    store = MemoryBackend().create(CollectionSpec("docs", 32, "cosine", embedder.fingerprint))
+    queries, qrels = {}, {}
+    for number in range(documents):
+        about = chance.sample(WORDS, 24)
+        texts = [
+            " ".join(" ".join(chance.choices(words, k=8)).capitalize() + "." for _ in range(5))
+            for words in (about[:12], about[6:18], about[12:])
+        ]
+        name = f"d{number}"
+        chunks = [Chunk(f"{name}:v:{n}", name, "v", n, t, f"/{name}") for n, t in enumerate(texts)]
+        store.upsert(chunks, embedder.embed_documents([chunk.text for chunk in chunks]))
+        asked = [*chance.sample(about, 3), *chance.sample(WORDS, 3)]
+        queries[f"q{number}"] = " ".join(asked)
+        qrels[f"q{number}"] = {name: 1 + number % 2}
+    return store, Dataset("made", queries, qrels)
+
+
+def mean_of(retriever: Retriever, dataset: Dataset) -> float:
+    def search(questions: Any, k: int) -> Any:
+        return [found.hits for found in retriever.search_many(questions, k)]
+
+    figures = evaluate(search, dataset, [10]).metrics
+    return (figures["ndcg@10"] + figures["recall@10"]) / 2
+
+
+def test_the_leg_that_finds_nothing_loses_its_weight() -> None:
+    blind = Blind()
+    store, dataset = collection(blind)
+    retriever = Retriever(store, blind, fusion=Fusion(dense=1))
+    learnt = tune(retriever, dataset)
+    assert learnt.changed
+    assert learnt.fusion.dense <= 0.3
+    assert learnt.after > learnt.before
+    assert learnt.questions == 80
+    assert mean_of(retriever.over(store, learnt.fusion), dataset) > mean_of(retriever, dataset)
+
+
+def test_what_it_calls_before_is_what_a_search_is_worth() -> None:
+    """The figures of ir-measures for what the retriever really finds."""
+    embedder = WordEmbedder()
+    store, dataset = collection(embedder)
+    for fusion in (Fusion(), Fusion(dense=0.8, feedback=0, neighbours=0.25)):
+        retriever = Retriever(store, embedder, fusion=fusion)
+        assert tune(retriever, dataset).before == pytest.approx(mean_of(retriever, dataset))
+
+
+def test_judgements_that_mean_nothing_teach_nothing() -> None:
+    embedder = WordEmbedder()
+    store, dataset = collection(embedder, documents=100)
+    documents = [document for judged in dataset.qrels.values() for document in judged]
+    chance = random.Random(5)
+    changed = 0
+    for _ in range(5):
+        chance.shuffle(documents)
+        qrels = {query: {d: 1} for query, d in zip(dataset.queries, documents, strict=True)}
+        nonsense = Dataset("nonsense", dataset.queries, qrels)
+        learnt = tune(Retriever(store, embedder), nonsense)
+        changed += learnt.changed
+        assert learnt.changed or learnt.fusion == Fusion()
+    assert changed <= 1
+
+
+def test_a_collection_keeps_what_is_as_good_as_anything() -> None:
+    embedder = WordEmbedder()
+    store, dataset = collection(embedder, documents=30)
+    # Every document is relevant: no order is better than another.
+    every = {d: 1 for judged in dataset.qrels.values() for d in judged}
+    learnt = tune(
+        Retriever(store, embedder, fusion=Fusion(dense=0.3, candidates=77)),
+        Dataset("all", dataset.queries, dict.fromkeys(dataset.queries, every)),
+    )
+    assert (learnt.fusion, learnt.changed) == (Fusion(dense=0.3, candidates=77), False)
+
+
+def test_too_few_questions_are_refused() -> None:
+    embedder = WordEmbedder()
+    store, dataset = collection(embedder, documents=LEAST - 1)
+    with pytest.raises(InputError, match=f"{LEAST - 1} questions"):
+        tune(Retriever(store, embedder), dataset)
+
+
+def test_questions_are_made_out_of_sentences_that_are_then_missing() -> None:
+    embedder = WordEmbedder()
+    store, _ = collection(embedder)
+    before = list(store.scan())
+    part, dataset = cloze(store, embedder)
+    assert len(dataset.queries) == 200
+    held = {chunk.id: chunk for chunks, _ in part.scan() for chunk in chunks}
+    for name, question in dataset.queries.items():
+        [whole] = store.get([name])
+        assert question in whole.text
+        assert question not in held[name].text
+        assert dataset.qrels[name] == {whole.document_id: 1}
+    assert part.count() == store.count()
+    assert cloze(store, embedder)[1] == dataset
+    for (chunks, vectors), (chunks_after, vectors_after) in zip(before, store.scan(), strict=True):
+        assert chunks == chunks_after
+        assert np.array_equal(vectors, vectors_after)
+
+
+def test_a_collection_without_judgements_learns_from_its_own_sentences() -> None:
+    blind = Blind()
+    store, _ = collection(blind)
+    learnt = tune(Retriever(store, blind, fusion=Fusion(dense=1)))
+    assert learnt.changed
+    assert learnt.fusion.dense <= 0.3
+
+
+def test_documents_without_sentences_to_spare_are_told() -> None:
+    embedder = WordEmbedder()
+    store = MemoryBackend().create(CollectionSpec("docs", 32, "cosine", embedder.fingerprint))
+    store.upsert(
+        [Chunk("a", "a", "v", 0, "Price list", "/a")], embedder.embed_documents(["Price list"])
+    )
+    with pytest.raises(InputError, match="--queries and --qrels"):
+        tune(Retriever(store, embedder))

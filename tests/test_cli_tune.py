@@ -1,0 +1,111 @@
+"""`rag tune` end to end: the sample corpus and its questions, the real embedder, FAISS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import rag
+
+CORPUS = Path(__file__).parents[1] / "sample_corpus"
+JUDGED = ("--queries", CORPUS / "eval/queries.jsonl", "--qrels", CORPUS / "eval/qrels/test.tsv")
+QUESTION = "When must oysters be chilled?"
+pytestmark = pytest.mark.usefixtures("models_dir")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    done = rag("ingest", CORPUS, RAG_DATA_DIR=str(folder), RAG_MODELS_DIR=str(models_dir))
+    assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def ingested(data: Path, tmp_path: Path) -> None:
+    """The data of this test's commands."""
+    shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
+
+
+def weight() -> float:
+    """That of the dense leg for an English question."""
+    hits = rag("search", QUESTION, "--explain", "--json").json
+    return next(leg["weight"] for hit in hits for leg in hit["legs"] if leg["name"] == "dense")
+
+
+def notes() -> dict[str, str]:
+    return dict(rag("collections", "show", "default", "--json").json["notes"])
+
+
+@pytest.mark.usefixtures("ingested")
+def test_what_was_learnt_is_kept_with_the_collection_and_used() -> None:
+    before = weight()
+    spoilt = json.dumps({"dense": 1.0, "feedback": 0.0, "neighbours": 0.0, "candidates": 200})
+    _annotate(spoilt)
+    assert weight() > before
+    tried = rag("tune", *JUDGED, "--dry-run", "--json")
+    assert tried.status == 0, tried.err
+    assert tried.json["changed"] is True
+    assert notes()["fusion"] == spoilt
+    done = rag("tune", *JUDGED)
+    assert done.status == 0, done.err
+    assert "on questions not learnt from" in done.err
+    assert json.loads(notes()["fusion"]) == tried.json["fusion"]
+    assert weight() == pytest.approx(tried.json["fusion"]["dense"])
+    assert weight() < 0.98
+    assert tried.json["after"] > tried.json["before"]
+    assert rag("tune", "--reset").status == 0
+    assert weight() == before
+    assert "fusion" not in notes()
+
+
+@pytest.mark.usefixtures("ingested")
+def test_without_questions_the_documents_give_them() -> None:
+    done = rag("tune", "--json")
+    assert done.status == 0, done.err
+    assert done.json["source"] == "its own sentences"
+    assert done.json["questions"] > 50
+    assert ("fusion" in notes()) == done.json["changed"]
+
+
+@pytest.mark.usefixtures("ingested")
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--queries", CORPUS / "eval/queries.jsonl"], 2, "belong together"),
+        (["--collection", "nothing"], 4, "nothing"),
+        ([CORPUS / "nowhere"], 2, "nowhere"),
+        ([CORPUS / "eval", "--qrels", CORPUS / "eval/queries.jsonl"], 2, "queries.jsonl:1"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_told(arguments: list[str], status: int, says: str) -> None:
+    done = rag("tune", *arguments)
+    assert done.status == status, done.err
+    assert says in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("ingested")
+def test_a_follow_up_is_searched_with_what_was_asked_before(tmp_path: Path) -> None:
+    first, then = "What does E-22 on the TK-40 mean?", "And how long does that take?"
+    alone = rag("search", then, "--json").json
+    after = rag("search", then, "--after", first, "--json").json
+    assert not any("E-22 " in hit["text"] for hit in alone)
+    assert any("E-22 " in hit["text"] for hit in after)
+    file, out = tmp_path / "questions.jsonl", tmp_path / "hits.jsonl"
+    file.write_text(json.dumps({"_id": "1", "text": then, "earlier": [first]}), "utf-8")
+    assert rag("search", "--queries", file, "--out", out).status == 0
+    row = json.loads(out.read_text("utf-8"))
+    assert (row["text"], row["hits"]) == (then, after)
+
+
+def _annotate(fusion: str) -> None:
+    from rag.app import App
+    from rag.settings import load
+
+    app = App(load({}).settings)
+    with app.store() as store:
+        store.annotate({"fusion": fusion})
+    app.close()
