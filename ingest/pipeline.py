@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ingest.embed import EMBED_VERSION, embed
 from ingest.read import READER_VERSION, Limits, check, digest, read_all, unreadable
 from ingest.split import SPLITTER_VERSION, Splitter
 from ingest.walk import Walk, walk
@@ -280,7 +281,7 @@ class _Run:
         if store is None or self._options.dry_run:
             return
         with self._timed("embed"):
-            vectors = self._embedder.embed_documents([embedding_text(c) for c in window])
+            vectors = embed(window, self._embedder)
         self.report.embedded += len(window)
         with self._timed("write"):
             # Two calls, so that no chunk 0 is there before the rest of its document.
@@ -338,7 +339,7 @@ class _Run:
         options = self._options
         shape = [
             file_digest,
-            [READER_VERSION, SPLITTER_VERSION, options.tokens, options.overlap],
+            [READER_VERSION, SPLITTER_VERSION, EMBED_VERSION, options.tokens, options.overlap],
             dict(options.metadata),
         ]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
@@ -354,8 +355,3 @@ class _Run:
             yield
         finally:
             self.report.seconds[stage] += time.perf_counter() - started
-
-
-def embedding_text(chunk: Chunk) -> str:
-    """What is embedded for a chunk."""
-    return chunk.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.pipeline import embedding_text
+from ingest.embed import embed
 from rag.errors import StoreError
 from rag.protocols import Embedder, VectorStore
 
@@ -53,7 +53,7 @@ def _embed_missing(
         there = {chunk.id: chunk for chunk in shadow.get([chunk.id for chunk in chunks])}
         missing = [chunk for chunk in chunks if there.get(chunk.id) != chunk]
         if missing:
-            vectors = embedder.embed_documents([embedding_text(chunk) for chunk in missing])
+            vectors = embed(missing, embedder)
             shadow.upsert(missing, vectors)
         embedded += len(missing)
         done += len(chunks)

@@ -346,6 +346,7 @@ class App:
         It is made as ingestion would make it; `like` is the same collection in another store, from
         which vectors are taken. From here on it is the collection of this application.
         """
+        from ingest.embed import EMBED_VERSION
         from ingest.pipeline import Options, ingest_documents
         from ingest.split import SPLITTER_VERSION
         from stores.copy import copy
@@ -354,7 +355,13 @@ class App:
         made_by, options = embedder.fingerprint, Options(shape.chunk_tokens, shape.overlap_tokens)
         index = self.settings.stores.get(self.settings.store, {}).get("index", "")
         name = corpus.collection(
-            made_by, options.tokens, options.overlap, SPLITTER_VERSION, metric, index
+            made_by,
+            options.tokens,
+            options.overlap,
+            SPLITTER_VERSION,
+            EMBED_VERSION,
+            metric,
+            index,
         )
         self.settings = self.settings.model_copy(update={"collection": name})
         with closing(

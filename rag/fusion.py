@@ -9,7 +9,6 @@ reciprocal rank fusion throws the distances away: on scifact it reaches nDCG@10 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,6 +26,7 @@ _FEW = 10  # hits, that a leg must have to be its own measure
 _LEAST = 0.02  # of a leg that cannot tell: it orders what the other does not find
 
 Place: TypeAlias = tuple[str, str, int]
+Figures: TypeAlias = "NDArray[np.float64]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Fusion:
     dense: float = 0.5
     feedback: float = 0.5
     neighbours: float = 0.75
-    candidates: int = 200
+    candidates: int = 100
 
     def weight(self, legibility: float) -> float:
         """The weight of the dense leg for a question of which the embedder reads so much, 0 to 1.
@@ -102,27 +102,17 @@ class Joined:
     """
 
     def __init__(self, dense: Sequence[Hit], keyword: Sequence[Hit]) -> None:
-        self.chunks: list[Chunk] = []
-        places: dict[Place, int] = {}
-        for hit in (*dense, *keyword):
-            place = _place(hit.chunk)
-            if place not in places:
-                places[place] = len(self.chunks)
-                self.chunks.append(hit.chunk)
-        self.rows = [[places[_place(hit.chunk)] for hit in hits] for hits in (dense, keyword)]
-        near = _neighbours(places)
+        chunks = {_place(hit.chunk): hit.chunk for hit in (*keyword, *dense)}
+        rows = {place: row for row, place in enumerate(chunks)}
+        self.chunks: list[Chunk] = list(chunks.values())
+        self.rows = [[rows[_place(hit.chunk)] for hit in hits] for hits in (dense, keyword)]
         self._own = [
-            _standing(dense, self.rows[0], len(self.chunks), absent=None),
-            _standing(keyword, self.rows[1], len(self.chunks), absent=0.0),
+            _standing(dense, self.rows[0], len(rows), absent=None),
+            _standing(keyword, self.rows[1], len(rows), absent=0.0),
         ]
-        self._gain = []
-        for own in self._own:
-            best = own.copy()
-            for row, others in near.items():
-                best[row] = max(own[row], own[others].max())
-            self._gain.append(best - own)
+        self._gain = _gains(list(chunks), self._own)
 
-    def totals(self, weight: ArrayLike, neighbours: ArrayLike) -> NDArray[np.float64]:
+    def totals(self, weight: ArrayLike, neighbours: ArrayLike) -> Figures:
         """The score of each chunk, shape (chunks,); for weights of shape (n, 1), (n, chunks)."""
         weight, share = np.asarray(weight), np.asarray(neighbours)
         dense, keyword = (
@@ -138,7 +128,7 @@ def single(hits: Sequence[Hit], name: str) -> list[Hit]:
 
 def _standing(
     hits: Sequence[Hit], rows: Sequence[int], count: int, absent: float | None
-) -> NDArray[np.float64]:
+) -> Figures:
     """For each of `count` rows the leg's score in deviations from its mean.
 
     Rows that the leg did not find stand where its last hit does. `absent` is their score, if that
@@ -157,22 +147,25 @@ def _standing(
     return standing
 
 
-def _neighbours(places: dict[Place, int]) -> dict[int, list[int]]:
-    """For each row that has any: the rows of the chunks near it in its document."""
-    documents: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for (document, version, position), row in places.items():
-        documents[document, version].append((position, row))
-    near: dict[int, list[int]] = {}
-    for held in documents.values():
-        if len(held) == 1:
-            continue
-        held.sort()
-        for n, (position, row) in enumerate(held):
-            around = held[max(0, n - _WINDOW) : n + _WINDOW + 1]
-            others = [r for p, r in around if r != row and abs(p - position) <= _WINDOW]
-            if others:
-                near[row] = others
-    return near
+def _gains(places: Sequence[Place], standings: Sequence[Figures]) -> list[Figures]:
+    """For each leg and chunk: by how much the best of its neighbours in the document is better."""
+    documents: dict[tuple[str, str], int] = {}
+    codes = [documents.setdefault(place[:2], len(documents)) for place in places]
+    code, position = np.array(codes, np.int64), np.array([at for *_, at in places], np.int64)
+    order = np.lexsort((position, code))
+    code, position = code[order], position[order]
+    gains = []
+    for standing in standings:
+        own = standing[order]
+        best = own.copy()
+        for step in range(1, min(_WINDOW + 1, len(own))):
+            near = (code[step:] == code[:-step]) & (position[step:] - position[:-step] <= _WINDOW)
+            np.maximum(best[:-step], own[step:], out=best[:-step], where=near)
+            np.maximum(best[step:], own[:-step], out=best[step:], where=near)
+        gain = np.empty(len(own))
+        gain[order] = best - own
+        gains.append(gain)
+    return gains
 
 
 def _place(chunk: Chunk) -> Place:

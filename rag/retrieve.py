@@ -23,7 +23,8 @@ MAX_QUESTION = 8_000  # characters
 
 Mode: TypeAlias = Literal["hybrid", "dense", "keyword"]
 
-_FEEDBACK = 3  # first hits whose vectors show the dense leg what is meant
+_FIRST = 30  # hits of each leg, of which
+_FEEDBACK = 3  # the best show the dense leg what is meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +155,15 @@ class Retriever:
             hits = self._keyword(questions, wanted, where)
             run.lap("search")
             return [single(row, "keyword") for row in hits]
-        vectors = self.embedder.embed_queries(questions)
-        run.lap("embed")
         if options.mode == "dense":
+            vectors = self.embedder.embed_queries(questions)
+            run.lap("embed")
             rows = self.store.search(vectors, wanted, where)
             run.similarities = [self._similarity(row) for row in rows]
             run.lap("search")
             return [single(row, "dense") for row in rows]
-        legs = self._legs(questions, vectors, max(wanted, self.fusion.candidates), where, run)
+        # Both legs together are enough to choose from.
+        legs = self._legs(questions, max(k, self.fusion.candidates), where, run)
         found = self._fused(legs, wanted)
         run.lap("search")
         return found
@@ -174,31 +176,28 @@ class Retriever:
 
     def legs(self, questions: Sequence[str]) -> list[Legs]:
         """What each leg of a hybrid search finds for each question, before they are joined."""
-        vectors = self.embedder.embed_queries(questions)
-        return self._legs(questions, vectors, self.fusion.candidates, None, _Run())
+        return self._legs(questions, self.fusion.candidates, None, _Run())
 
     def _legs(
-        self,
-        questions: Sequence[str],
-        vectors: NDArray[np.float32],
-        wanted: int,
-        where: Filter | None,
-        run: _Run,
+        self, questions: Sequence[str], wanted: int, where: Filter | None, run: _Run
     ) -> list[Legs]:
+        vectors = self.embedder.embed_queries(questions)
+        run.lap("embed")
         try:
             words = self._keyword(questions, wanted, where)
         except StoreUnavailable:
             run.degraded.append("keyword")
             words = [[] for _ in questions]
         legible = [self.embedder.legibility(text) for text in questions]
-        dense = self.store.search(vectors, wanted, where)
-        run.similarities = [self._similarity(row) for row in dense]
-        legs = [Legs(*of) for of in zip(dense, words, legible, strict=True)]
         if self.fusion.feedback:
-            nearer = self._with_feedback(vectors, legs)
+            first = self.store.search(vectors, min(_FIRST, wanted), where)
+            tops = zip(first, (row[:_FIRST] for row in words), legible, strict=True)
+            nearer = self._with_feedback(vectors, [Legs(*top) for top in tops])
             dense = self.store.search(nearer, wanted, where)
-            legs = [replace(one, dense=row) for one, row in zip(legs, dense, strict=True)]
-        return legs
+        else:
+            first = dense = self.store.search(vectors, wanted, where)
+        run.similarities = [self._similarity(row) for row in first]
+        return [Legs(*found) for found in zip(dense, words, legible, strict=True)]
 
     def _similarity(self, hits: Sequence[Hit]) -> float | None:
         """The cosine of the nearest; vectors of embedders have length one."""

@@ -128,7 +128,8 @@ class Postings:
     @classmethod
     def load(cls, path: Path) -> Postings:
         """The index of a file, mapped into memory. OSError, or ValueError for another file."""
-        data = np.memmap(path, np.uint8, "r")
+        # As a plain array: each slice of a memmap costs microseconds, and a search takes dozens.
+        data = np.memmap(path, np.uint8, "r").view(np.ndarray)
         if bytes(data[:64]) != _MAGIC:
             raise ValueError("not a file of postings")
         at, arrays = 128, []
@@ -158,21 +159,23 @@ def search(
     if not total:
         return []
     mean = max(sum(int(part.lengths.sum()) for part in parts) / total, 1.0)
+    shortest, per_term = np.float32(K1 * (1 - B)), np.float32(K1 * B / mean)
     found = [np.zeros(len(part.numbers), np.float32) for part in parts]
     for word in dict.fromkeys(words):
         slices = [part.find(word) for part in parts]
         holding = sum(s.stop - s.start for s in slices)
         idf = math.log(1 + (total - holding + 0.5) / (holding + 0.5))
         for part, here, scores in zip(parts, slices, found, strict=True):
-            rows, counts = part.rows[here], part.counts[here].astype(np.float32)
-            lengths = part.lengths[rows] * np.float32(K1 * B / mean)
+            # All of one width: numpy takes twice as long where it has to convert inside.
+            rows, counts = part.rows[here].astype(np.intp), part.counts[here].astype(np.float32)
+            lengths = part.lengths[rows].astype(np.float32) * per_term
             # A term stands once at a text, so that no row is in this twice.
-            scores[rows] += idf * (K1 + 1) * counts / (counts + np.float32(K1 * (1 - B)) + lengths)
+            scores[rows] += idf * (K1 + 1) * counts / (counts + shortest + lengths)
     best: list[tuple[float, int]] = []
     for part, scores, marks in zip(parts, found, among, strict=True):
         if marks is not None:
             scores[~marks] = 0
-        held = np.flatnonzero(scores)
+        held = np.flatnonzero(scores > 0)  # of truth values: ten times as fast
         if len(held) > k:
             least = np.partition(scores[held], -k)[-k]
             held = held[scores[held] >= least - np.float32(1e-6)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -51,16 +52,19 @@ def best(
 
     Equal is relative, because the scores of metrics ip and l2 have no scale of their own.
     """
-    ordered: list[tuple[float, str, float, T]] = []
+    ordered = sorted(found, key=lambda pair: -pair[0])
+    if not any(_tied(a, b) for (a, _), (b, _) in pairwise(ordered[: k + 1])):
+        return ordered[:k]
+    named: list[tuple[float, str, float, T]] = []
     top = 0.0  # of those that tie
-    for score, item in sorted(found, key=lambda pair: -pair[0]):
-        if not ordered or not _tied(top, score):
-            if len(ordered) >= k:
+    for score, item in ordered:
+        if not named or not _tied(top, score):
+            if len(named) >= k:
                 break
             top = score
-        ordered.append((-top, name(item), score, item))
-    ordered.sort(key=lambda row: row[:2])
-    return [(score, item) for *_, score, item in ordered[:k]]
+        named.append((-top, name(item), score, item))
+    named.sort(key=lambda row: row[:2])
+    return [(score, item) for *_, score, item in named[:k]]
 
 
 def rank(found: Iterable[tuple[float, Chunk]], k: int) -> list[Hit]:

@@ -11,7 +11,7 @@ import random
 from dataclasses import replace
 from itertools import islice
 
-from ingest.pipeline import embedding_text
+from ingest.embed import embed
 from rag.evaluation.dataset import Dataset
 from rag.protocols import Embedder, VectorStore
 from rag.sentences import sentences
@@ -52,7 +52,7 @@ def cloze(store: VectorStore, embedder: Embedder) -> tuple[VectorStore, Dataset]
         if len(changed) == _QUESTIONS:
             break
     if changed:
-        part.upsert(changed, embedder.embed_documents([embedding_text(chunk) for chunk in changed]))
+        part.upsert(changed, embed(changed, embedder))
     return part, Dataset("its own sentences", queries, qrels)
 
 

@@ -65,7 +65,7 @@ class Corpus:
                 id=name,
                 source=f"beir/{self.name}/{name}",
                 version="",
-                title=title or name,
+                title=title,
                 pages=(Page(clean(whole)),),
                 metadata=_flat(record.get("metadata")),
             )
