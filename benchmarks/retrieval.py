@@ -36,6 +36,7 @@ from rag.evaluation.corpus import Corpus
 from rag.evaluation.dataset import Dataset, beir
 from rag.evaluation.measure import measure
 from rag.evaluation.runs import Run
+from rag.fusion import Fusion
 from rag.retrieve import Retriever, SearchOptions
 from rag.settings import load
 from rag.types import Chunk, CollectionSpec
@@ -70,7 +71,7 @@ def compared(folder: Path, data_dir: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     runs: dict[str, Run] = {}
     with app.evaluation_target(corpus) as retriever:
-        untuned = retriever.over(retriever.store)
+        untuned = retriever.joined_by(Fusion())  # a folder that is kept may be tuned
         for mode in MODES:
             found[mode], runs[mode] = figures(untuned, dataset, mode)
         both = rrf([runs["keyword"], runs["dense"]])
@@ -80,7 +81,7 @@ def compared(folder: Path, data_dir: Path) -> None:
             from rag.evaluation.tune import tune
 
             learnt = tune(untuned, beir(corpus, *train))
-            tuned = untuned.over(untuned.store, learnt.fusion)
+            tuned = untuned.joined_by(learnt.fusion)
             found["tuned"] = figures(tuned, dataset, "hybrid")[0]
             print(f"<!-- {folder.name}: {learnt} -->")
     for name in SHOWN:
@@ -109,6 +110,7 @@ def texts(count: int, unique: int = 20_000) -> list[str]:
 
 def speed(count: int) -> None:
     """Print the latencies, and what keywords add to ingestion."""
+    from ingest.embed import embed
     from stores.contract.data import clustered_vectors
     from stores.faiss import FaissBackend
     from stores.keywords import words_of
@@ -151,7 +153,7 @@ def speed(count: int) -> None:
         backend.close()
     sample = chunks[:2000]
     started = time.perf_counter()
-    embedder.embed_documents([chunk.text for chunk in sample])
+    embed(sample, embedder)
     embedding = (time.perf_counter() - started) / len(sample)
     started = time.perf_counter()
     Postings.of((n, words_of(chunk)) for n, chunk in enumerate(sample))

@@ -25,7 +25,6 @@ _WINDOW = 2  # positions before and after that count as neighbours
 _FEW = 10  # hits, that a leg must have to be its own measure
 _LEAST = 0.02  # of a leg that cannot tell: it orders what the other does not find
 
-Place: TypeAlias = tuple[str, str, int]
 Figures: TypeAlias = "NDArray[np.float64]"
 
 
@@ -102,15 +101,15 @@ class Joined:
     """
 
     def __init__(self, dense: Sequence[Hit], keyword: Sequence[Hit]) -> None:
-        chunks = {_place(hit.chunk): hit.chunk for hit in (*keyword, *dense)}
-        rows = {place: row for row, place in enumerate(chunks)}
-        self.chunks: list[Chunk] = list(chunks.values())
-        self.rows = [[rows[_place(hit.chunk)] for hit in hits] for hits in (dense, keyword)]
+        chunks = {hit.chunk.id: hit.chunk for hit in (*dense, *keyword)}
+        rows = {chunk_id: row for row, chunk_id in enumerate(chunks)}
+        self.chunks = list(chunks.values())
+        self.rows = [[rows[hit.chunk.id] for hit in hits] for hits in (dense, keyword)]
         self._own = [
             _standing(dense, self.rows[0], len(rows), absent=None),
             _standing(keyword, self.rows[1], len(rows), absent=0.0),
         ]
-        self._gain = _gains(list(chunks), self._own)
+        self._gain = _gains(self.chunks, self._own)
 
     def totals(self, weight: ArrayLike, neighbours: ArrayLike) -> Figures:
         """The score of each chunk, shape (chunks,); for weights of shape (n, 1), (n, chunks)."""
@@ -147,11 +146,11 @@ def _standing(
     return standing
 
 
-def _gains(places: Sequence[Place], standings: Sequence[Figures]) -> list[Figures]:
+def _gains(chunks: Sequence[Chunk], standings: Sequence[Figures]) -> list[Figures]:
     """For each leg and chunk: by how much the best of its neighbours in the document is better."""
-    documents: dict[tuple[str, str], int] = {}
-    codes = [documents.setdefault(place[:2], len(documents)) for place in places]
-    code, position = np.array(codes, np.int64), np.array([at for *_, at in places], np.int64)
+    documents: dict[tuple[str, str], int] = {}  # of two versions for the moment of an update
+    codes = [documents.setdefault((c.document_id, c.version), len(documents)) for c in chunks]
+    code, position = np.array(codes, np.int64), np.array([c.position for c in chunks], np.int64)
     order = np.lexsort((position, code))
     code, position = code[order], position[order]
     gains = []
@@ -166,8 +165,3 @@ def _gains(places: Sequence[Place], standings: Sequence[Figures]) -> list[Figure
         gain[order] = best - own
         gains.append(gain)
     return gains
-
-
-def _place(chunk: Chunk) -> Place:
-    # A document may have two versions for the moment in which one replaces the other.
-    return chunk.document_id, chunk.version, chunk.position

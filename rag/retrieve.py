@@ -162,42 +162,82 @@ class Retriever:
             run.similarities = [self._similarity(row) for row in rows]
             run.lap("search")
             return [single(row, "dense") for row in rows]
-        # Both legs together are enough to choose from.
-        legs = self._legs(questions, max(k, self.fusion.candidates), where, run)
-        found = self._fused(legs, wanted)
-        run.lap("search")
-        return found
-
-    def over(self, store: VectorStore, fusion: Fusion | None = None) -> Retriever:
-        """The same for another collection of the same embedder, or with the legs joined so."""
-        same = copy(self)
-        same.store, same.fusion = store, fusion or self.fusion
-        return same
-
-    def legs(self, questions: Sequence[str]) -> list[Legs]:
-        """What each leg of a hybrid search finds for each question, before they are joined."""
-        return self._legs(questions, self.fusion.candidates, None, _Run())
-
-    def _legs(
-        self, questions: Sequence[str], wanted: int, where: Filter | None, run: _Run
-    ) -> list[Legs]:
-        vectors = self.embedder.embed_queries(questions)
-        run.lap("embed")
+        depth = max(wanted, self.fusion.candidates)
         try:
-            words = self._keyword(questions, wanted, where)
+            words = self._keyword(questions, depth, where)
         except StoreUnavailable:
             run.degraded.append("keyword")
             words = [[] for _ in questions]
-        legible = [self.embedder.legibility(text) for text in questions]
-        if self.fusion.feedback:
-            first = self.store.search(vectors, min(_FIRST, wanted), where)
-            tops = zip(first, (row[:_FIRST] for row in words), legible, strict=True)
-            nearer = self._with_feedback(vectors, [Legs(*top) for top in tops])
-            dense = self.store.search(nearer, wanted, where)
-        else:
-            first = dense = self.store.search(vectors, wanted, where)
+        run.lap("search")
+        vectors = self.embedder.embed_queries(questions)
+        run.lap("embed")
+        first, [legs] = self._legs(questions, vectors, words, depth, where, [self.fusion.feedback])
         run.similarities = [self._similarity(row) for row in first]
-        return [Legs(*found) for found in zip(dense, words, legible, strict=True)]
+        found = [
+            fuse(one.dense, one.keyword, self.fusion.weight(one.legibility), self.fusion, wanted)
+            for one in legs
+        ]
+        run.lap("search")
+        return found
+
+    def over(self, store: VectorStore) -> Retriever:
+        """The same for another collection of the same embedder."""
+        same = copy(self)
+        same.store = store
+        return same
+
+    def joined_by(self, fusion: Fusion) -> Retriever:
+        """The same with its legs joined so."""
+        same = copy(self)
+        same.fusion = fusion
+        return same
+
+    def legs(self, questions: Sequence[str], feedback: Sequence[float]) -> list[list[Legs]]:
+        """For each amount of feedback: what each leg of a hybrid search finds for each question.
+
+        Raises StoreUnavailable.
+        """
+        depth = self.fusion.candidates
+        words = self._keyword(questions, depth, None)
+        vectors = self.embedder.embed_queries(questions)
+        return self._legs(questions, vectors, words, depth, None, feedback)[1]
+
+    def _legs(
+        self,
+        questions: Sequence[str],
+        vectors: NDArray[np.float32],
+        words: Sequence[Sequence[Hit]],
+        depth: int,
+        where: Filter | None,
+        feedback: Sequence[float],
+    ) -> tuple[list[list[Hit]], list[list[Legs]]]:
+        """What the questions' own vectors find, and the legs for each amount of feedback."""
+        legible = [self.embedder.legibility(text) for text in questions]
+        if not any(feedback):
+            first = self.store.search(vectors, depth, where)
+            return first, [[Legs(*row) for row in zip(first, words, legible, strict=True)]]
+        first = self.store.search(vectors, min(_FIRST, depth), where)
+        meant = [self._meant(*row) for row in zip(first, words, legible, strict=True)]
+        found = []
+        for amount in feedback:
+            dense = self.store.search(_moved(vectors, meant, amount), depth, where)
+            found.append([Legs(*row) for row in zip(dense, words, legible, strict=True)])
+        return first, found
+
+    def _meant(
+        self, dense: Sequence[Hit], words: Sequence[Hit], legibility: float
+    ) -> NDArray[np.float32] | None:
+        """The mean vector of the first hits; None where the embedder does not read the question.
+
+        Of the defaults, whatever was learnt: so only the amount of feedback changes the legs.
+        """
+        how = Fusion()
+        weight = how.weight(legibility)
+        if weight <= how.dense / 2:
+            return None
+        hits = fuse(dense, words[:_FIRST], weight, how, _FEEDBACK)
+        best = self.store.vectors([hit.chunk.id for hit in hits])
+        return best.mean(axis=0) if len(best) else None
 
     def _similarity(self, hits: Sequence[Hit]) -> float | None:
         """The cosine of the nearest; vectors of embedders have length one."""
@@ -211,27 +251,6 @@ class Retriever:
         store: Any = self.store  # each that the application opens has it: see `stores.sidecar`
         hits: list[list[Hit]] = store.keyword_search(list(questions), wanted, where)
         return hits
-
-    def _fused(self, legs: Sequence[Legs], k: int) -> list[list[Hit]]:
-        return [
-            fuse(one.dense, one.keyword, self.fusion.weight(one.legibility), self.fusion, k)
-            for one in legs
-        ]
-
-    def _with_feedback(
-        self, vectors: NDArray[np.float32], legs: Sequence[Legs]
-    ) -> NDArray[np.float32]:
-        """The questions' vectors, moved towards the first hits' where the embedder reads them."""
-        import numpy as np
-
-        nearer = vectors.copy()
-        for row, (one, hits) in enumerate(zip(legs, self._fused(legs, _FEEDBACK), strict=True)):
-            if hits and self.fusion.weight(one.legibility) > self.fusion.dense / 2:
-                best = self.store.vectors([hit.chunk.id for hit in hits])
-                if len(best):
-                    nearer[row] += self.fusion.feedback * best.mean(axis=0)
-                    nearer[row] /= max(float(np.linalg.norm(nearer[row])), 1e-9)
-        return nearer
 
     def _reranked(self, reranker: Reranker, question: str, hits: list[Hit], run: _Run) -> list[Hit]:
         head, tail = hits[: self._candidates], hits[self._candidates :]
@@ -284,6 +303,20 @@ def check_question(question: str) -> None:
         raise InputError(
             "the question is not valid Unicode", "check the terminal's encoding"
         ) from error
+
+
+def _moved(
+    vectors: NDArray[np.float32], meant: Sequence[NDArray[np.float32] | None], amount: float
+) -> NDArray[np.float32]:
+    """The questions' vectors, moved by so much towards what is meant (Rocchio 1971)."""
+    import numpy as np
+
+    nearer = vectors.copy()
+    for row, mean in enumerate(meant):
+        if mean is not None and amount:
+            nearer[row] += amount * mean
+            nearer[row] /= max(float(np.linalg.norm(nearer[row])), 1e-9)
+    return nearer
 
 
 def _around(chunk: Chunk, reach: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from rag.sentences import CJK
 _LETTER = rf"(?:(?![{CJK}])[^\W_])"  # Latin within Chinese text stands without spaces around it
 _TOKEN = re.compile(rf"[{CJK}]+|{_LETTER}+(?:[-_.'’]{_LETTER}+)*")
 _IS_CJK = re.compile(f"[{CJK}]")
-_FIRST_CJK = CJK[0]
+_FIRST_CJK = CJK[0]  # the lowest of the class
 _ASCII = re.compile(r"[a-z0-9]+(?:[-_.'][a-z0-9]+)*")  # the same, three times as fast
 _STOP = frozenset(
     (
@@ -41,7 +41,8 @@ def tokens(text: str) -> list[str]:
         return [word for token in _ASCII.findall(text.lower()) for word in _word(token)]
     found: list[str] = []
     for token in _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold()):
-        found += _pairs(token) if token[0] >= _FIRST_CJK else _word(token)
+        cjk = token[0] >= _FIRST_CJK and _IS_CJK.match(token)
+        found += _pairs(token) if cjk else _word(token)
     return found
 
 
@@ -61,9 +62,7 @@ def coverage(weights: Mapping[str, float], found: frozenset[str]) -> float:
     return sum(w for term, w in weights.items() if term in found) / total if total else 0.0
 
 
-def _pairs(token: str) -> Sequence[str]:
-    if not _IS_CJK.match(token):
-        return _word(token)
+def _pairs(token: str) -> list[str]:
     return [
         run[i : i + 2] for run in _STOP_CJK.split(token) if run for i in range(max(1, len(run) - 1))
     ]

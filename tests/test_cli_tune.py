@@ -77,6 +77,9 @@ def test_without_questions_the_documents_give_them() -> None:
         (["--queries", CORPUS / "eval/queries.jsonl"], 2, "belong together"),
         (["--collection", "nothing"], 4, "nothing"),
         ([CORPUS / "nowhere"], 2, "nowhere"),
+        ([CORPUS / "eval", "--collection", "default"], 2, "collection of its own"),
+        ([CORPUS / "eval", "--reset"], 2, "--reset"),
+        (["--reset", "--dry-run"], 2, "--reset"),
         ([CORPUS / "eval", "--qrels", CORPUS / "eval/queries.jsonl"], 2, "line 1 is not"),
     ],
 )
@@ -99,6 +102,16 @@ def test_a_follow_up_is_searched_with_what_was_asked_before(tmp_path: Path) -> N
     assert rag("search", "--queries", file, "--out", out).status == 0
     row = json.loads(out.read_text("utf-8"))
     assert (row["text"], row["hits"]) == (then, after)
+
+
+@pytest.mark.usefixtures("ingested")
+@pytest.mark.parametrize("earlier", ["电池怎么充电", [""], [3], 7, [["a"]], None])
+def test_earlier_questions_that_are_none_are_told(tmp_path: Path, earlier: object) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"_id": "1", "text": "And then?", "earlier": earlier}), "utf-8")
+    done = rag("search", "--queries", file, "--out", tmp_path / "hits.jsonl")
+    assert done.status == 2
+    assert "questions.jsonl:1" in done.error
 
 
 def _annotate(fusion: str) -> None:

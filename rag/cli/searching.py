@@ -70,6 +70,8 @@ def search(
 
     if (question is None) == (queries is None) or (queries is None) != (out is None):
         raise InputError("search takes a question, or --queries and --out", "see: rag search -h")
+    if earlier and queries:
+        raise InputError("--after goes with one question", 'write "earlier": […] in the lines')
     condition = parse_json(where)
     app = app_of(context, collection, store)
     k = top_k or app.settings.answer.top_k
@@ -129,6 +131,8 @@ def _questions(file: Path) -> Iterator[tuple[str, str, list[str]]]:
             earlier = row.get("earlier", [])
             for asked in (text, *earlier):
                 check_question(asked)
+            if not isinstance(earlier, list):
+                raise TypeError("a list of questions is needed")
         except (ValueError, LookupError, AttributeError, TypeError, InputError) as error:
             raise InputError(
                 f"{file}:{number} holds no question", 'write {"_id": "1", "text": "…"}'

@@ -45,6 +45,12 @@ def tune(
 
     if (queries is None) != (qrels is None) and folder is None:
         raise InputError("--queries and --qrels belong together", "give both, or neither")
+    if reset and (folder or queries or qrels or dry_run):
+        raise InputError("--reset goes with --collection and --store alone", "leave out the rest")
+    if folder and collection:
+        raise InputError(
+            "a DATASET has a collection of its own", "leave out --collection, or the DATASET"
+        )
     app = app_of(context, collection, store)
     if reset:
         app.reset_tuning()
@@ -56,7 +62,7 @@ def tune(
             folder, None if folder else app.settings.collection, queries, qrels
         )
     with (
-        terminal.chunk_progress("tried", quiet=as_json, things="searches") as show,
+        terminal.chunk_progress("tried", quiet=as_json, things="questions") as show,
         terminal.chunk_progress("indexed", quiet=as_json, things="documents") as indexing,
     ):
         learnt = app.tune(corpus, dataset, keep=not dry_run, show=show, indexing=indexing)

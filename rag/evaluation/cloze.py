@@ -8,6 +8,7 @@ done in a copy of a part of the collection, in memory; the collection itself is 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
@@ -21,14 +22,18 @@ from stores.memory import MemoryBackend
 
 _CHUNKS = 5_000  # among which is searched
 _QUESTIONS = 200
+_DOCUMENTS = 20  # in fewer, nearly every search finds the right one
 _TERMS = range(5, 40)  # that a sentence has which can be a question
 _REST = 2  # sentences at least that stay
 
 
-def cloze(store: VectorStore, embedder: Embedder) -> tuple[VectorStore, Dataset]:
-    """A collection in memory, and up to 200 questions that it answers.
+def cloze(
+    store: VectorStore, embedder: Embedder
+) -> tuple[VectorStore, Dataset, Callable[[Chunk], str]]:
+    """A collection in memory, up to 200 questions that it answers, and by what a chunk is judged.
 
-    The same documents give the same questions; none, where no chunk has sentences to spare.
+    By its document; where there are few of these, by itself. The same documents give the same
+    questions; none, where no chunk has sentences to spare.
     """
     info = store.describe()
     part = MemoryBackend().create(CollectionSpec("cloze", info.dim, info.metric, info.embedder))
@@ -36,6 +41,11 @@ def cloze(store: VectorStore, embedder: Embedder) -> tuple[VectorStore, Dataset]
     for chunks, vectors in islice(store.scan(500), _CHUNKS // 500):
         part.upsert(chunks, vectors)
         held += chunks
+    few = len({chunk.document_id for chunk in held}) < _DOCUMENTS
+
+    def name(chunk: Chunk) -> str:
+        return chunk.id if few else chunk.document_id
+
     chance = random.Random(1)
     chance.shuffle(held)
     queries: dict[str, str] = {}
@@ -43,17 +53,17 @@ def cloze(store: VectorStore, embedder: Embedder) -> tuple[VectorStore, Dataset]
     changed: list[Chunk] = []
     for chunk in held:
         taken = _take(chunk, chance)
-        if taken is None:
+        # Where chunks overlap or files are copied, the sentence still stands elsewhere.
+        if taken is None or any(taken[0] in other.text for other in held if other is not chunk):
             continue
-        question, rest = taken
-        queries[chunk.id] = question
-        qrels[chunk.id] = {chunk.document_id: 1}
+        queries[chunk.id], rest = taken
+        qrels[chunk.id] = {name(chunk): 1}
         changed.append(replace(chunk, text=rest))
         if len(changed) == _QUESTIONS:
             break
     if changed:
         part.upsert(changed, embed(changed, embedder))
-    return part, Dataset("its own sentences", queries, qrels)
+    return part, Dataset("its own sentences", queries, qrels), name
 
 
 def _take(chunk: Chunk, chance: random.Random) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Search: TypeAlias = Callable[[Sequence[str], int], list[list[Hit]]]
 """(questions, k) -> the k best chunks of each, best first."""
 
-LATENCY_K = 10  # passages asked for where time is measured
+LATENCY_K = 10  # passages that people ask for, and with which time is measured
 _BATCH = 64
 _DEEPEST = 16  # times the documents wanted: so many chunks are asked for, at most
 _SAMPLE = 200  # queries asked one by one for the latency
@@ -78,12 +78,13 @@ def _ask(
 ) -> tuple[Run, dict[str, list[Hit]]]:
     """The `depth` best documents of each query, and its ten best chunks.
 
-    Documents have several chunks, so more are asked for until there are documents enough. What
-    comes then stands below what came first: a deep search may order its first hits otherwise.
+    First as people ask, for ten; then for more until there are documents enough, for these have
+    several chunks. What comes then stands below what came first: a deep search may order its first
+    hits otherwise.
     """
     run: dict[str, dict[str, float]] = {query: {} for query in queries}
     passages: dict[str, list[Hit]] = {}
-    ids, k = list(queries), depth
+    ids, k = list(queries), LATENCY_K
     while ids:
         lacking = []
         for some in _batches(ids, _BATCH):
@@ -93,7 +94,7 @@ def _ask(
                 passages.setdefault(query, hits[:10])
                 if len(run[query]) < depth and len(hits) == k:
                     lacking.append(query)
-        ids, k = lacking, k * 2
+        ids, k = lacking, max(depth, k * 2)
         if k > depth * _DEEPEST:
             break
     return {query: list(found.items())[:depth] for query, found in run.items()}, passages

@@ -1,13 +1,13 @@
 """Learns how a collection's two legs are joined, from questions whose documents are known.
 
-Every combination on a grid is tried on the same legs. What is taken is the best once each has been
-averaged with those around it, because the best single one owes much to chance; and only if that is
+Every combination on a grid is tried on what the two legs find. Each is averaged with those around
+it before the best is taken, for the best single one owes much to chance; and that only if it is
 better on questions that it was not chosen on (five-fold cross-validation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -64,44 +64,28 @@ def tune(
 
     Raises InputError for fewer than `LEAST` questions.
     """
-    margin = _MARGIN_CLOZE if dataset is None else _MARGIN
     if dataset is None:
-        part, dataset = cloze(retriever.store, retriever.embedder)
+        margin = _MARGIN_CLOZE
+        part, dataset, name = cloze(retriever.store, retriever.embedder)
         retriever = retriever.over(part)
-    dataset, name = judged_in(dataset, retriever.store)
-    asked = sample(list(dataset.queries.items()), _MOST)
+    else:
+        margin = _MARGIN
+        dataset, name = judged_in(dataset, retriever.store)
+    asked = sample(list(dataset.queries), _MOST)
     if len(asked) < LEAST:
         raise InputError(
             f"{len(asked)} questions are too few to learn from",
             f"give {LEAST} or more with --queries and --qrels",
         )
-    qrels = [dataset.qrels[query] for query, _ in asked]
     present = retriever.fusion
-    feedbacks = sorted({how.feedback for how in _GRID} | {present.feedback})
     grid = [replace(how, candidates=present.candidates) for how in _GRID]
     grid = [present, *(how for how in grid if how != present)]
-    figures = np.zeros((len(asked), len(grid)))
-    for round_, feedback in enumerate(feedbacks):
-        with_feedback = retriever.over(retriever.store, replace(present, feedback=feedback))
-        columns = [n for n, how in enumerate(grid) if how.feedback == feedback]
-        for start in range(0, len(asked), _BATCH):
-            some = asked[start : start + _BATCH]
-            legs = with_feedback.legs([text for _, text in some])
-            for row, (one, grades) in enumerate(
-                zip(legs, qrels[start : start + _BATCH], strict=True), start
-            ):
-                figures[row, columns] = _figures(one, grades, [grid[n] for n in columns], name)
-            progress(round_ * len(asked) + start + len(some), len(feedbacks) * len(asked))
+    rows = _measured(retriever, dataset, asked, grid, name, progress)
+    figures = np.concatenate(list(rows))
     near = _nearness(grid)
-    chosen = _choose(figures, near)
-    folds = np.arange(len(asked)) % _FOLDS
-    before, after = figures[:, 0], np.zeros(len(asked))
-    for fold in range(_FOLDS):
-        held_out = folds == fold
-        after[held_out] = figures[held_out, _choose(figures[~held_out], near)]
+    chosen, before, after = _choose(figures, near), figures[:, 0], _held_out(figures, near)
     gains = after - before
-    error = gains.std(ddof=1) / np.sqrt(len(gains))
-    better = chosen != 0 and gains.mean() > margin * error
+    better = chosen != 0 and gains.mean() > margin * gains.std(ddof=1) / np.sqrt(len(gains))
     return Tuning(
         grid[chosen] if better else present,
         float(before.mean()),
@@ -111,6 +95,39 @@ def tune(
         dataset.name,
         dataset.remarks,
     )
+
+
+def _measured(
+    retriever: Retriever,
+    dataset: Dataset,
+    asked: Sequence[str],
+    grid: Sequence[Fusion],
+    name: Callable[[Chunk], str],
+    progress: Callable[[int, int], None],
+) -> Iterator[Figures]:
+    """What each combination is worth for each question, shape (questions, grid), in batches."""
+    feedback = sorted({how.feedback for how in grid})
+    columns = [[n for n, how in enumerate(grid) if how.feedback == amount] for amount in feedback]
+    for start in range(0, len(asked), _BATCH):
+        some = asked[start : start + _BATCH]
+        found = retriever.legs([dataset.queries[query] for query in some], feedback)
+        figures = np.zeros((len(some), len(grid)))
+        for legs, those in zip(found, columns, strict=True):
+            for row, (query, one) in enumerate(zip(some, legs, strict=True)):
+                hows = [grid[n] for n in those]
+                figures[row, those] = _figures(one, dataset.qrels[query], hows, name)
+        progress(start + len(some), len(asked))
+        yield figures
+
+
+def _held_out(figures: Figures, near: Figures) -> Figures:
+    """For each question what the combination is worth that was chosen on other questions."""
+    folds = np.arange(len(figures)) % _FOLDS
+    after = np.zeros(len(figures))
+    for fold in range(_FOLDS):
+        chosen = _choose(figures[folds != fold], near)
+        after[folds == fold] = figures[folds == fold, chosen]
+    return after
 
 
 def _figures(
@@ -139,7 +156,8 @@ def _figures(
         near = rank < _DEPTH
         gains += near * relevant[str(names[n])] / np.log2(rank + 2)
         hits += near
-    return np.asarray((gains / best + hits / len(relevant)) / 2)
+    # Copies of a document tie; a search gives only one of them.
+    return np.asarray((np.minimum(gains / best, 1) + hits / len(relevant)) / 2)
 
 
 def _choose(figures: Figures, near: Figures) -> int:

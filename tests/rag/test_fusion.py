@@ -104,3 +104,11 @@ def test_what_was_learnt_is_read_back_and_nonsense_is_the_default() -> None:
     assert Fusion.from_json(learnt.to_json()) == learnt
     assert Fusion.from_json('{"of": "another version"}') == Fusion()
     assert Fusion.from_json("") == Fusion()
+
+
+def test_chunks_of_one_place_are_hits_of_their_own() -> None:
+    """As what came from elsewhere without positions."""
+    same = [replace(chunk(n, document=0), position=0) for n in range(4)]
+    found = fuse([Hit(one, 1.0 - n) for n, one in enumerate(same)], [], 1.0, PLAIN)
+    assert [hit.chunk.id for hit in found] == [one.id for one in same]
+    assert [hit.legs[0].rank for hit in found] == [1, 2, 3, 4]

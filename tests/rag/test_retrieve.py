@@ -143,6 +143,16 @@ class Reversing:
         return [float(len(text)) for text in texts]
 
 
+def test_a_reranker_reads_as_many_as_are_set_although_both_legs_agree() -> None:
+    embedder = WordEmbedder()
+    many = MemoryStore(CollectionSpec("docs", 32, "cosine", embedder.fingerprint))
+    texts = [f"depot {n} opens" for n in range(300)]
+    chunks = [Chunk(f"d{n}", f"d{n}", "v", 0, text, "/d") for n, text in enumerate(texts)]
+    many.upsert(chunks, embedder.embed_documents(texts))
+    found = retriever(many, reranker=Reversing(), candidates=250).search("depot opens", 300).hits
+    assert sum(hit.leg("rerank") is not None for hit in found) == 250
+
+
 class Broken:
     model = "broken"
 

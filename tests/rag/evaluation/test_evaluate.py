@@ -40,7 +40,7 @@ def dataset(queries: int, relevant: str) -> Dataset:
 def test_questions_are_asked_in_batches_and_for_the_latency_one_by_one() -> None:
     engine = Engine([Hit(chunk("a"), 1.0)])
     done = evaluate(engine, dataset(130, "a"), [1])
-    assert engine.asked[:3] == [(64, 100), (64, 100), (2, 100)]
+    assert engine.asked[:3] == [(64, 10), (64, 10), (2, 10)]
     assert engine.asked[3:] == [(1, 10)] * 130
     assert done.metrics["recall@1"] == 1.0
     assert 0 < done.latency_ms["p50"] <= done.latency_ms["p95"]
@@ -54,7 +54,7 @@ def test_documents_of_many_chunks_do_not_crowd_out_the_others() -> None:
     done = evaluate(engine, dataset(1, "d98"), [100])
     assert [document for document, _ in done.run["q0"]] == ["long", *(f"d{n}" for n in range(99))]
     assert done.metrics["recall@100"] == 1.0
-    assert [k for _, k in engine.asked[:-1]] == [100, 200, 400]
+    assert [k for _, k in engine.asked[:-1]] == [10, 100, 200, 400]
 
 
 def test_asking_deeper_never_moves_what_came_first() -> None:
