@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rag.evaluation.dataset import Dataset
     from rag.evaluation.tune import Tuning
     from rag.filters import Filter
+    from rag.fusion import Fusion
     from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
     from rag.retrieve import Retrieved, Retriever, SearchOptions
     from rag.settings import Settings
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 
 _FUSION = "fusion"  # the note that says how a collection's two legs are joined
+
+
+def _silent(_done: str, _things: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    return nullcontext(lambda _done, _of: None)
 
 
 class App:
@@ -156,7 +161,6 @@ class App:
     @contextmanager
     def retriever(self) -> Iterator[Retriever]:
         """What searches the collection: its embedder, and how its two legs are to be joined."""
-        from rag.fusion import Fusion
         from rag.retrieve import Retriever
 
         with self.store() as store:
@@ -172,10 +176,22 @@ class App:
                 store,
                 self.embedder(info),
                 metric=info.metric,
-                fusion=Fusion.from_json(info.notes.get(_FUSION, "{}")),
+                fusion=self._fusion(info),
                 reranker=reranker,
                 candidates=settings.candidates,
             )
+
+    def _fusion(self, info: StoreInfo) -> Fusion:
+        from rag.fusion import Fusion
+
+        try:
+            return Fusion.from_json(info.notes.get(_FUSION, "{}"))
+        except ValueError:
+            self._say(
+                f"warning: what was learnt for collection {info.collection!r} cannot be read; "
+                f"searched with the defaults (mend it with: rag tune, or rag tune --reset)"
+            )
+            return Fusion()
 
     def search_options(self, **asked: Any) -> SearchOptions:
         """How to search: the settings, and above them what is asked for and not None."""
@@ -304,19 +320,27 @@ class App:
         dataset: Dataset | None,
         *,
         keep: bool = True,
-        show: Callable[[int, int], None] = lambda _done, _of: None,
-        indexing: Callable[[int, int], None] = lambda _done, _of: None,
+        show: Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]] = _silent,
     ) -> Tuning:
         """Learn how the collection's two legs are joined, and keep that with it.
 
         From a dataset's questions, in the collection of its corpus if it has one; without a
-        dataset from questions made out of the documents. See `rag.evaluation.tune`.
+        dataset from questions made out of the documents. See `rag.evaluation.tune`. `show` gets
+        what is done and to what, such as "indexed" and "documents", and gives what to tell it to.
         """
-        from rag.evaluation.tune import tune
+        from rag.evaluation.tune import check_enough, tune
 
-        target = self.evaluation_target(corpus, indexing) if corpus else self.retriever()
-        with target as retriever:
-            learnt = tune(retriever, dataset, show)
+        if dataset:
+            check_enough(dataset)
+        with ExitStack() as opened:
+            if corpus:
+                with show("indexed", "documents") as progress:
+                    target = self.evaluation_target(corpus, progress)
+                    retriever = opened.enter_context(target)
+            else:
+                retriever = opened.enter_context(self.retriever())
+            with show("tried", "questions") as progress:
+                learnt = tune(retriever, dataset, progress)
             if learnt.changed and keep:
                 retriever.store.annotate({_FUSION: learnt.fusion.to_json()})
         return learnt

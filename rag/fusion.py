@@ -45,6 +45,13 @@ class Fusion:
     neighbours: float = 0.75
     candidates: int = 100
 
+    def __post_init__(self) -> None:
+        for share in (self.dense, self.feedback, self.neighbours):
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ValueError(f"{share!r} is not between 0 and 1")
+        if not isinstance(self.candidates, int) or not 1 <= self.candidates <= 10_000:
+            raise ValueError(f"{self.candidates!r} is not between 1 and 10,000")
+
     def weight(self, legibility: float) -> float:
         """The weight of the dense leg for a question of which the embedder reads so much, 0 to 1.
 
@@ -59,11 +66,11 @@ class Fusion:
 
     @classmethod
     def from_json(cls, text: str) -> Fusion:
-        """What `to_json` gave; the defaults for what is not that."""
+        """What `to_json` gave. ValueError for anything else."""
         try:
             return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return cls()
+        except (TypeError, RecursionError) as error:
+            raise ValueError("no fusion") from error
 
 
 def fuse(

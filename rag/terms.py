@@ -68,12 +68,16 @@ def _pairs(token: str) -> list[str]:
     ]
 
 
-@lru_cache(maxsize=200_000)
 def _word(token: str) -> tuple[str, ...]:
+    if token.isalpha():
+        return _stemmed(token)
     word = re.sub("['’]s$", "", token)
-    if word in _STOP:
-        return ()
-    return (_stemmer().stemWord(word) if word.isalpha() else word,)
+    return _stemmed(word) if word.isalpha() else (word,)
+
+
+@lru_cache(maxsize=100_000)  # words are few; numbers and names, which pass it by, are without end
+def _stemmed(word: str) -> tuple[str, ...]:
+    return () if word in _STOP else (_stemmer().stemWord(word),)
 
 
 @cache

@@ -71,6 +71,7 @@ def copy(
     expected = Checksum()
     copied = done = 0
     fresh = target.count() == 0
+    its_own = target.describe().notes  # asked for before it is full, for this may make its index
     if not fresh:
         _refuse_others(source, target)
     for chunks, vectors in _first_ones_last(source, expected):
@@ -91,7 +92,7 @@ def copy(
             f"not {expected.count} and {expected.hexdigest()}",
             "the source changed meanwhile: run this again",
         )
-    target.annotate(source.describe().notes)
+    target.annotate({**dict.fromkeys(its_own, ""), **source.describe().notes})
     return CopyReport(
         copied,
         expected.count - copied,

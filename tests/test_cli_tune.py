@@ -51,11 +51,13 @@ def test_what_was_learnt_is_kept_with_the_collection_and_used() -> None:
     assert notes()["fusion"] == spoilt
     done = rag("tune", *JUDGED)
     assert done.status == 0, done.err
-    assert "on questions not learnt from" in done.err
+    assert "on questions not learnt from" in done.out
+    assert "rag tune --reset --collection default" in done.out
     assert json.loads(notes()["fusion"]) == tried.json["fusion"]
     assert weight() == pytest.approx(tried.json["fusion"]["dense"])
     assert weight() < 0.98
     assert tried.json["after"] > tried.json["before"]
+    assert tried.json["kept"] is False
     assert rag("tune", "--reset").status == 0
     assert weight() == before
     assert "fusion" not in notes()
@@ -105,13 +107,35 @@ def test_a_follow_up_is_searched_with_what_was_asked_before(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("ingested")
-@pytest.mark.parametrize("earlier", ["电池怎么充电", [""], [3], 7, [["a"]], None])
+@pytest.mark.parametrize("earlier", ["电池怎么充电", [" "], [3], 7, [["a"]], ["x" * 9_000]])
 def test_earlier_questions_that_are_none_are_told(tmp_path: Path, earlier: object) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps({"_id": "1", "text": "And then?", "earlier": earlier}), "utf-8")
     done = rag("search", "--queries", file, "--out", tmp_path / "hits.jsonl")
     assert done.status == 2
-    assert "questions.jsonl:1" in done.error
+    assert "questions.jsonl, line 1" in done.error
+    assert not (tmp_path / "hits.jsonl").exists()
+
+
+@pytest.mark.usefixtures("ingested")
+@pytest.mark.parametrize("note", ['{"dense": "nan"}', '{"dense": NaN}', '{"candidates": -1}', "["])
+def test_what_was_learnt_and_cannot_be_read_is_told(note: str) -> None:
+    before = weight()
+    _annotate(note)
+    done = rag("search", QUESTION, "--json")
+    assert done.status == 0
+    assert "cannot be read" in done.err
+    assert "rag tune --reset" in done.err
+    assert weight() == before
+
+
+@pytest.mark.usefixtures("ingested")
+def test_an_empty_follow_up_and_an_out_that_is_the_queries_are_refused(tmp_path: Path) -> None:
+    assert "is empty" in rag("search", " ", "--after", QUESTION).error
+    file = tmp_path / "same.jsonl"
+    file.write_text(json.dumps({"_id": "1", "text": QUESTION}), "utf-8")
+    assert "overwrite" in rag("search", "--queries", file, "--out", file).error
+    assert QUESTION in file.read_text("utf-8")
 
 
 def _annotate(fusion: str) -> None:

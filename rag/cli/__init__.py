@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} See: {where} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was done is kept, run it again to go on", 130)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click makes the second of the first
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RagError as error:

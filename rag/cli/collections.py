@@ -44,7 +44,8 @@ def collections_show(context: click.Context, name: str, store: str | None, as_js
     if as_json:
         print_json(info)
     else:
-        terminal.table(("", ""), list(info.items()))
+        rows = [(k, json.dumps(v) if isinstance(v, dict) else v) for k, v in info.items()]
+        terminal.table(("", ""), rows)
 
 
 @collections.command("delete")

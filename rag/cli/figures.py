@@ -29,6 +29,8 @@ def show(done: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, Com
         ["search", *(found.settings["search"]["mode"] for found in columns)],
         ["queries", *(found.queries for found in columns)],
     ]
+    if any(found.settings["fusion"] for found in columns):
+        rows.append(["joined by", *(_fusion(found.settings["fusion"]) for found in columns)])
     rows += [[name, *(f"{found.metrics[name]:.4f}" for found in columns)] for name in names]
     for part in ("p50", "p95"):
         rows.append([f"{part} ms", *(f"{found.latency_ms[part]:.1f}" for found in columns)])
@@ -48,6 +50,16 @@ def show(done: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, Com
             for name, c in figures.items()
         ]
         _table(head, body)
+
+
+def _fusion(values: Mapping[str, float] | None) -> str:
+    from rag.fusion import Fusion
+
+    if values is None:
+        return ""
+    if values == asdict(Fusion()):
+        return "the defaults"
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -22,7 +24,7 @@ from rag.cli.context import (
 from rag.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from rag.types import Hit
 
@@ -65,6 +67,7 @@ def search(
     """Find the passages that match a question, or each question of a file."""
     from rag import terminal
     from rag.filters import parse_json
+    from rag.retrieve import check_question
     from rag.rewrite import standalone
     from rag.types import Citation
 
@@ -72,13 +75,17 @@ def search(
         raise InputError("search takes a question, or --queries and --out", "see: rag search -h")
     if earlier and queries:
         raise InputError("--after goes with one question", 'write "earlier": […] in the lines')
+    if queries is None:
+        check_question(question or "")
+    elif out is not None and out.resolve() == queries.resolve():
+        raise InputError("--out would overwrite the questions", "name another file")
     condition = parse_json(where)
     app = app_of(context, collection, store)
     k = top_k or app.settings.answer.top_k
     how = app.search_options(**options)
     if queries is not None and out is not None:
         count = 0
-        asked = list(_questions(queries))
+        asked = _questions(queries)
         with app.retriever() as retriever, _opened(out) as file:
             for start in range(0, len(asked), _BATCH):
                 batch = asked[start : start + _BATCH]
@@ -114,34 +121,33 @@ def _rows(hits: list[Hit], explain: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _questions(file: Path) -> Iterator[tuple[str, str, list[str]]]:
+def _questions(file: Path) -> list[tuple[str, str, list[str]]]:
     """(id, text, questions before it) of each line. InputError naming the line that has none."""
-    from rag.retrieve import check_question
+    from rag.evaluation.files import check_line, malformed, records
 
+    found = []
+    for number, row, name, text in records(file):
+        earlier = row.get("earlier") or []
+        if not isinstance(earlier, list):
+            malformed(file, number, 'has an "earlier" that is not a list of questions')
+        before = [check_line(file, number, turn) for turn in earlier if turn != ""]
+        found.append((name, check_line(file, number, text), before))
+    if not found:
+        raise InputError(f"{file} holds no questions", 'write {"_id": "1", "text": "…"} a line')
+    return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    """The file, to be written; it appears when it is whole."""
+    special = file.exists() and not file.is_file()  # such as /dev/stdout
+    part = file if special else file.with_name(f"{file.name}.part")
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read ({error})", "name a file of JSON lines") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = str(row.get("_id", number)), row["text"]
-            earlier = row.get("earlier", [])
-            for asked in (text, *earlier):
-                check_question(asked)
-            if not isinstance(earlier, list):
-                raise TypeError("a list of questions is needed")
-        except (ValueError, LookupError, AttributeError, TypeError, InputError) as error:
-            raise InputError(
-                f"{file}:{number} holds no question", 'write {"_id": "1", "text": "…"}'
-            ) from error
-        yield name, text, list(earlier)
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return file.open("w", encoding="utf-8")
+        with part.open("w", encoding="utf-8") as writing:
+            yield writing
+        if not special:
+            part.replace(file)
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error})", "name another --out") from error
+        raise InputError(
+            f"{file} cannot be written ({error.strerror})", "name another --out"
+        ) from error

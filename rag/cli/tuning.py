@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from rag.errors import InputError
 @click.option(
     "--qrels", type=path, help="Query, document and grade between tabs, if not DATASET's."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be learnt, and keep nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be learnt, and do not keep it.")
 @click.option("--reset", is_flag=True, help="Forget what was learnt.")
 @as_json_option
 @click.pass_context
@@ -42,6 +44,7 @@ def tune(
     What was learnt is kept with the collection, if it is better on questions not learnt from.
     """
     from rag import terminal
+    from rag.fusion import Fusion
 
     if (queries is None) != (qrels is None) and folder is None:
         raise InputError("--queries and --qrels belong together", "give both, or neither")
@@ -54,30 +57,36 @@ def tune(
     app = app_of(context, collection, store)
     if reset:
         app.reset_tuning()
-        terminal.say(f"collection {app.settings.collection} is searched with the defaults")
+        if as_json:
+            print_json({"collection": app.settings.collection, "fusion": asdict(Fusion())})
+        else:
+            terminal.say(f"collection {app.settings.collection} is searched with the defaults")
         return
     corpus = dataset = None
     if folder or queries:
         corpus, dataset = dataset_of(
             folder, None if folder else app.settings.collection, queries, qrels
         )
-    with (
-        terminal.chunk_progress("tried", quiet=as_json, things="questions") as show,
-        terminal.chunk_progress("indexed", quiet=as_json, things="documents") as indexing,
-    ):
-        learnt = app.tune(corpus, dataset, keep=not dry_run, show=show, indexing=indexing)
+
+    def show(done: str, things: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return terminal.chunk_progress(done, quiet=as_json, things=things)
+
+    learnt = app.tune(corpus, dataset, keep=not dry_run, show=show)
+    name = app.settings.collection
     for remark in learnt.remarks:
         terminal.say(remark)
     if as_json:
-        print_json(asdict(learnt))
+        kept = learnt.changed and not dry_run
+        print_json({"collection": name, **asdict(learnt), "kept": kept})
         return
-    terminal.say(
-        f"{learnt.questions} questions of {learnt.source}: mean of nDCG@10 and recall@10 "
-        f"{learnt.before:.4f} as it was"
-    )
+    click.echo(f"{learnt.questions} questions of {learnt.source}; mean of nDCG@10 and recall@10:")
+    click.echo(f"before  {learnt.before:.4f}")
     if not learnt.changed:
-        terminal.say("nothing better was found; the collection stays as it is")
+        click.echo(f"nothing better was found; collection {name} is searched as before")
         return
-    now = ", ".join(f"{name} {value:g}" for name, value in asdict(learnt.fusion).items())
-    kept = "would be kept" if dry_run else "kept"
-    terminal.say(f"{learnt.after:.4f} on questions not learnt from, with {now}: {kept}")
+    click.echo(f"now     {learnt.after:.4f}, on questions not learnt from")
+    click.echo(", ".join(f"{part} {value:g}" for part, value in asdict(learnt.fusion).items()))
+    if dry_run:
+        click.echo(f"not kept; without --dry-run collection {name} will be searched so")
+    else:
+        click.echo(f"kept with collection {name}; to go back: rag tune --reset --collection {name}")

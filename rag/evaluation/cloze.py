@@ -46,6 +46,7 @@ def cloze(
     def name(chunk: Chunk) -> str:
         return chunk.id if few else chunk.document_id
 
+    held.sort(key=lambda chunk: chunk.id)  # each store has an order of its own
     chance = random.Random(1)
     chance.shuffle(held)
     queries: dict[str, str] = {}

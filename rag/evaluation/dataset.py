@@ -12,9 +12,11 @@ from typing import TypeVar
 
 from rag.errors import InputError
 from rag.evaluation.corpus import Corpus
-from rag.evaluation.files import counted, lines, malformed, one_of, records
+from rag.evaluation.files import check_line, counted, lines, malformed, one_of, records
 from rag.protocols import VectorStore
 from rag.types import Chunk
+
+_GRADES = 1_000
 
 T = TypeVar("T")
 Qrels = dict[str, dict[str, int]]
@@ -51,6 +53,10 @@ def beir(corpus: Corpus, queries: Path | None = None, qrels: Path | None = None)
         qrels or one_of(folder, "qrels/test.tsv"),
     )
     unknown = sum(len(judged.keys() - corpus.ids) for judged in dataset.qrels.values())
+    if unknown == sum(map(len, dataset.qrels.values())):
+        raise InputError(
+            f"{corpus.path} holds none of the judged documents", "name files that belong together"
+        )
     return replace(dataset, remarks=(*corpus.remarks, *dataset.remarks, *_unknown(unknown)))
 
 
@@ -106,9 +112,13 @@ def read(name: str, queries: Path, qrels: Path) -> Dataset:
     relevant = {query: d for query, d in judged.items() if any(g > 0 for g in d.values())}
     texts: dict[str, str] = {}
     again = 0
-    for _, _, query, text in records(queries):
+    for number, _, query, text in records(queries):
+        if text.strip():
+            check_line(queries, number, text)
         again += query in texts
         texts.setdefault(query, text)
+    if not relevant:
+        raise InputError(f"{qrels} judges no document relevant", "give some a grade above 0")
     asked = {query: text for query, text in texts.items() if query in relevant and text.strip()}
     if not asked:
         raise InputError(
@@ -143,11 +153,13 @@ def _read_qrels(path: Path) -> tuple[Qrels, int]:
             malformed(path, number, "is not query, document and grade between tabs")
         query, document, score = columns
         try:
-            grade = int(score)
+            grade = int(score[:10])
         except ValueError as error:
             if number == 1:
                 continue  # a header
             malformed(path, number, f"has the grade {score!r}, which is not a whole number", error)
+        if abs(grade) > _GRADES:  # trec_eval takes memory for each, and overflows in silence
+            malformed(path, number, f"has a grade that is not between -{_GRADES} and {_GRADES}")
         judged = qrels.setdefault(query, {})
         repeated += document in judged
         judged[document] = max(grade, judged.get(document, grade))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rag.errors import InputError
+from rag.retrieve import check_question
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -49,6 +50,17 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any], str, str]]:
         if not isinstance(text, str):
             malformed(path, number, 'has no "text"')
         yield number, record, name, text
+
+
+def check_line(path: Path, number: int, question: object) -> str:
+    """The question of a line. Raises InputError that names the line, for what cannot be asked."""
+    if not isinstance(question, str):
+        malformed(path, number, "has a question that is not text")
+    try:
+        check_question(question)
+    except InputError as error:
+        malformed(path, number, f"cannot be asked: {error.message}", error)
+    return question
 
 
 def malformed(path: Path, number: int, wrong: str, error: Exception | None = None) -> NoReturn:

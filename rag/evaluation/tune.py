@@ -71,12 +71,8 @@ def tune(
     else:
         margin = _MARGIN
         dataset, name = judged_in(dataset, retriever.store)
+    check_enough(dataset)
     asked = sample(list(dataset.queries), _MOST)
-    if len(asked) < LEAST:
-        raise InputError(
-            f"{len(asked)} questions are too few to learn from",
-            f"give {LEAST} or more with --queries and --qrels",
-        )
     present = retriever.fusion
     grid = [replace(how, candidates=present.candidates) for how in _GRID]
     grid = [present, *(how for how in grid if how != present)]
@@ -95,6 +91,15 @@ def tune(
         dataset.name,
         dataset.remarks,
     )
+
+
+def check_enough(dataset: Dataset) -> None:
+    """Raise InputError for fewer than `LEAST` questions."""
+    if len(dataset.queries) < LEAST:
+        raise InputError(
+            f"{dataset.name}: {len(dataset.queries)} questions are too few to learn from",
+            f"give {LEAST} or more with --queries and --qrels",
+        )
 
 
 def _measured(

@@ -99,11 +99,21 @@ def test_legs_say_where_a_score_came_from() -> None:
     assert single(leg([0.5]), "dense")[0].leg("keyword") is None
 
 
-def test_what_was_learnt_is_read_back_and_nonsense_is_the_default() -> None:
+def test_what_was_learnt_is_read_back() -> None:
     learnt = replace(Fusion(), dense=0.3, feedback=0.0)
     assert Fusion.from_json(learnt.to_json()) == learnt
-    assert Fusion.from_json('{"of": "another version"}') == Fusion()
-    assert Fusion.from_json("") == Fusion()
+    assert Fusion.from_json("{}") == Fusion()
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["", "[]", "[" * 16_000, '{"of": "another version"}', '{"dense": "nan"}', '{"dense": NaN}']
+    + [f'{{"{name}": {value}}}' for name in ("feedback", "neighbours") for value in (-1, 1e308)]
+    + [f'{{"candidates": {value}}}' for value in (0, -1, 2.5, "null", 10**9)],
+)
+def test_what_cannot_have_been_learnt_is_refused(note: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Fusion.from_json(note)
 
 
 def test_chunks_of_one_place_are_hits_of_their_own() -> None:

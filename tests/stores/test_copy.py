@@ -73,7 +73,7 @@ def test_notes_are_copied_once_the_copy_is_proven(source: VectorStore, tmp_path:
     assert target.describe().notes == before
     target.delete(document_ids=["d77"])
     report = copy(source, target)
-    assert target.describe().notes == {"weights": "[1]", "both": "of the source", "own": "1"}
+    assert target.describe().notes == {"weights": "[1]", "both": "of the source"}
     target.annotate({"weights": ""})
     assert copy(source, target).checksum == report.checksum
     target.close()
@@ -174,3 +174,13 @@ def test_memory_does_not_grow_with_the_collection(tmp_path: Path) -> None:
         source.close()
         target.close()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_notes_that_the_source_gave_up_are_given_up_by_the_copy() -> None:
+    source, target = MemoryBackend().create(SPEC), MemoryBackend().create(SPEC)
+    source.annotate({"fusion": "learnt"})
+    copy(source, target)
+    assert target.describe().notes == {"fusion": "learnt"}
+    source.annotate({"fusion": ""})
+    copy(source, target)
+    assert target.describe().notes == {}
