@@ -40,6 +40,7 @@ bench: install-dev
 	$(BIN)/python benchmarks/ingestion.py
 	$(BIN)/python benchmarks/ingestion.py --unchanged 5000
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/retrieval.py --speed
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/stores.py --copy
 
