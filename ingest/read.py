@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -111,12 +112,18 @@ def read_all(
 ) -> Iterator[tuple[Path, tuple[str, Parsed] | RagError]]:
     """Each path with its text or the error that says why not, in order, a few files ahead."""
     pool: Any = None
+    paths = iter(paths)
+    first = list(islice(paths, 4 * limits.workers))
+    # No worker without work: one that still starts when the pool is stopped writes a trace.
+    workers = limits.workers
+    if len(first) < 4 * workers:
+        workers = min(workers, sum(not _is_cheap(path) for path in first))
     ahead: deque[tuple[Path, Future[tuple[str, Parsed]] | None]] = deque()
     try:
-        for path in paths:
+        for path in chain(first, paths):
             future = None
             if not _is_cheap(path):
-                pool = pool or _pool(limits)
+                pool = pool or _pool(workers, limits.memory_mb)
                 future = pool.schedule(read, args=[path], timeout=limits.seconds)
             ahead.append((path, future))
             if len(ahead) > 4 * limits.workers:
@@ -174,15 +181,15 @@ def _result(
         return path, UnreadableFile(reason, "repair or re-export it")
 
 
-def _pool(limits: Limits) -> Any:
+def _pool(workers: int, memory_mb: int) -> Any:
     from pebble import ProcessPool
 
     # Spawned, because forking a process with the threads of a model in it can deadlock.
     return ProcessPool(
-        max_workers=limits.workers,
+        max_workers=workers,
         context=multiprocessing.get_context("spawn"),
         initializer=_prepare_worker,
-        initargs=[limits.memory_mb],
+        initargs=[memory_mb],
     )
 
 
