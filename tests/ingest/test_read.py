@@ -325,6 +325,8 @@ def test_awkward_files_are_read_or_told_in_one_line() -> None:
     failed = {
         name: result.message for name, result in found.items() if isinstance(result, RagError)
     }
+    # PDFium says now the one and now the other of this file, which was damaged at random.
+    assert failed.pop("poppler-395-0-fuzzed.pdf") in (PROTECTED, BROKEN)
     assert failed == EXPECTED_FAILURES
 
 
@@ -359,7 +361,6 @@ EXPECTED_FAILURES = {
     "ocr_test_rotated_180.pdf": NO_TEXT,
     "ocr_test_rotated_90.pdf": NO_TEXT,
     "password.pdf": PROTECTED,
-    "poppler-395-0-fuzzed.pdf": PROTECTED,
     "poppler-742-0-fuzzed.pdf": BROKEN,
     "poppler-85140-0.pdf": NO_TEXT,
     "poppler-937-0-fuzzed.pdf": "is not a readable PDF (no page can be loaded)",
