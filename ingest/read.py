@@ -117,7 +117,7 @@ def read_all(
     # No worker without work: one that still starts when the pool is stopped writes a trace.
     workers = limits.workers
     if len(first) < 4 * workers:
-        workers = min(workers, sum(not _is_cheap(path) for path in first))
+        workers = min(workers, max(1, sum(not _is_cheap(path) for path in first)))
     ahead: deque[tuple[Path, Future[tuple[str, Parsed]] | None]] = deque()
     try:
         for path in chain(first, paths):
