@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,12 +36,12 @@ from rag.evaluation.dataset import Dataset, beir
 from rag.evaluation.measure import measure
 from rag.evaluation.runs import Run
 from rag.fusion import Fusion
-from rag.retrieve import Retriever, SearchOptions
+from rag.retrieve import Mode, Retriever, SearchOptions
 from rag.settings import load
 from rag.types import Chunk, CollectionSpec
 
 SHOWN = ("ndcg@10", "recall@1", "recall@5", "recall@10")
-MODES = ("keyword", "dense", "hybrid")
+MODES: tuple[Mode, ...] = ("keyword", "dense", "hybrid")
 
 
 def rrf(runs: Sequence[Run], k: int = 60) -> Run:
@@ -57,7 +56,7 @@ def rrf(runs: Sequence[Run], k: int = 60) -> Run:
     return fused
 
 
-def figures(retriever: Retriever, dataset: Dataset, mode: Any) -> tuple[dict[str, float], Run]:
+def figures(retriever: Retriever, dataset: Dataset, mode: Mode) -> tuple[dict[str, float], Run]:
     """The figures and the run of one way to search."""
     done = measure(retriever, dataset, [1, 5, 10], options=SearchOptions(mode=mode))
     return done.metrics, done.run
@@ -137,14 +136,13 @@ def speed(count: int) -> None:
         questions = [" ".join(text.split()[5:13]) for text in every[:: count // 200]]
         took: defaultdict[str, list[float]] = defaultdict(list)
         for question in questions:
-            for way in ("embed", *MODES):
+            started = time.perf_counter()
+            embedder.embed_queries([question])
+            took["embed"].append((time.perf_counter() - started) * 1e3)
+            for mode in MODES:
                 started = time.perf_counter()
-                if way == "embed":
-                    embedder.embed_queries([question])
-                else:
-                    options = SearchOptions(mode=way)  # type: ignore[arg-type]
-                    retriever.search(question, 10, options=options)
-                took[way].append((time.perf_counter() - started) * 1e3)
+                retriever.search(question, 10, options=SearchOptions(mode=mode))
+                took[mode].append((time.perf_counter() - started) * 1e3)
         p50 = {way: statistics.median(times) for way, times in took.items()}
         print(f"{count} chunks, index {store.describe().index}; ms, p50 of single questions:")
         print(", ".join(f"{way} {value:.1f}" for way, value in p50.items()))

@@ -3,7 +3,7 @@
 Each leg's scores are put on one scale (deviations from the mean of its best, as in z-score fusion:
 Wu, Crestani and Bi 2006), and added by weight. A chunk gains from its neighbours in the document:
 where one passage matches the meaning and the next the words, both are about the question. Plain
-reciprocal rank fusion throws the distances away: on scifact it reaches nDCG@10 .696, this .725.
+reciprocal rank fusion throws the distances away: on scifact it reaches nDCG@10 .714, this .733.
 """
 
 from __future__ import annotations

@@ -132,8 +132,9 @@ class _Client(Client):
         super().__init__(tenant, database, options)
 
     def get_user_identity(self) -> Any:
-        self._server._session.timeout = self._limit  # type: ignore[attr-defined]
-        return self._server.get_user_identity()  # the client's own hides what went wrong
+        server: Any = self._server
+        server._session.timeout = self._limit
+        return server.get_user_identity()  # the client's own hides what went wrong
 
     def _validate_tenant_database(self, tenant: str, database: str) -> None:
         """`ChromaServer` has asked; this would, by another session, and wait without end."""

@@ -74,7 +74,7 @@ class ChunkTable:
         self._idle: list[sqlite3.Connection] = []
         self._lock = write_lock(folder)
         self._writing = threading.RLock()
-        self._recent: dict[int, Chunk] = {}
+        self._recent: dict[int, Sequence[Any]] = {}  # rows, as a chunk's metadata can be changed
         try:
             self._inode = self._path.stat().st_ino
             values = json.loads(self._one("SELECT value FROM meta WHERE key = 'spec'"))
@@ -201,12 +201,12 @@ class ChunkTable:
                 "WHERE c.seq IN (SELECT value FROM json_each(?))",
                 [json.dumps(unread)],
             )
-        new = {row[0]: _chunk(row[1:]) for row in rows}
+        new = {row[0]: row[1:] for row in rows}
         found = {seq: recent[seq] for seq in seqs if seq in recent} | new
         if len(recent) + len(new) > _RECENT:
             self._recent = {}
         self._recent.update(new)
-        return found
+        return {seq: _chunk(row) for seq, row in found.items()}
 
     def hits(
         self, find: Callable[[], Sequence[Sequence[tuple[float, int]]]], k: int

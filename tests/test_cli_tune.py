@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +139,39 @@ def test_an_empty_follow_up_and_an_out_that_is_the_queries_are_refused(tmp_path:
     file.write_text(json.dumps({"_id": "1", "text": QUESTION}), "utf-8")
     assert "overwrite" in rag("search", "--queries", file, "--out", file).error
     assert QUESTION in file.read_text("utf-8")
+
+
+@pytest.mark.usefixtures("ingested")
+def test_an_out_that_is_a_link_is_written_through_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    file, target, link = (folder / name for name in ("q.jsonl", "hits.jsonl", "link.jsonl"))
+    file.write_text(json.dumps({"_id": "1", "text": QUESTION}), "utf-8")
+    link.symlink_to(target)
+    assert rag("search", "--queries", file, "--out", link).status == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text("utf-8"))["_id"] == "1"
+    with (tmp_path / "out").open("wb") as out:  # as `--out /dev/stdout > out` does
+        command = [sys.executable, "-m", "rag.cli", "search", "--queries", str(file)]
+        subprocess.run([*command, "--out", "/dev/stdout"], stdout=out, check=True, timeout=100)
+    assert Path("/dev/stdout").is_symlink()
+    assert json.loads((tmp_path / "out").read_text("utf-8"))["_id"] == "1"
+    failed = rag("search", "--queries", file, "--out", folder / "new.jsonl", "--where", '{"$x": 1}')
+    assert failed.status == 2
+    refused = rag("search", "--queries", file, "--out", folder / "no" / "new.jsonl")
+    assert refused.status == 2
+    assert {path.name for path in folder.iterdir()} == {"q.jsonl", "hits.jsonl", "link.jsonl"}
+
+
+@pytest.mark.usefixtures("ingested")
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `rag search … | head -1`, when head has what it wants."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "rag.cli", "search", QUESTION, "--explain"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def _annotate(fusion: str) -> None:

@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} See: {where} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was done is kept, run it again to go on", 130)
-    except (BrokenPipeError, SystemExit):  # click makes the second of the first
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error.__context__ or error, BrokenPipeError):  # click exits upon one
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RagError as error:

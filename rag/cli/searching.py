@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -140,14 +141,18 @@ def _questions(file: Path) -> list[tuple[str, str, list[str]]]:
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
     """The file, to be written; it appears when it is whole."""
-    special = file.exists() and not file.is_file()  # such as /dev/stdout
-    part = file if special else file.with_name(f"{file.name}.part")
+    # /dev/stdout and other links are written through: a rename would put a file in their place.
+    through = file.is_symlink() or (file.exists() and not file.is_file())
+    part = file if through else file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8") as writing:
             yield writing
-        if not special:
+        if not through:
             part.replace(file)
     except OSError as error:
         raise InputError(
             f"{file} cannot be written ({error.strerror})", "name another --out"
         ) from error
+    finally:
+        if not through:
+            part.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def tune(
     reset: bool,
     as_json: bool,
 ) -> None:
-    """Learn how a collection's search by meaning and by words are joined.
+    """Learn how a collection's two searches, by meaning and by words, are joined.
 
     From questions with judgements: of DATASET, a folder in BEIR's layout (then of the collection in
     which `rag eval` keeps it; give its --qrels of another split than you evaluate on), or --queries

@@ -113,7 +113,7 @@ def read(name: str, queries: Path, qrels: Path) -> Dataset:
     texts: dict[str, str] = {}
     again = 0
     for number, _, query, text in records(queries):
-        if text.strip():
+        if query in relevant and text.strip():
             check_line(queries, number, text)
         again += query in texts
         texts.setdefault(query, text)
@@ -153,11 +153,13 @@ def _read_qrels(path: Path) -> tuple[Qrels, int]:
             malformed(path, number, "is not query, document and grade between tabs")
         query, document, score = columns
         try:
-            grade = int(score[:10])
+            grade = int(score)
         except ValueError as error:
             if number == 1:
                 continue  # a header
-            malformed(path, number, f"has the grade {score!r}, which is not a whole number", error)
+            malformed(
+                path, number, f"has the grade {score[:20]!r}, which is not a whole number", error
+            )
         if abs(grade) > _GRADES:  # trec_eval takes memory for each, and overflows in silence
             malformed(path, number, f"has a grade that is not between -{_GRADES} and {_GRADES}")
         judged = qrels.setdefault(query, {})

@@ -600,6 +600,20 @@ def test_a_damaged_database_is_said_in_one_line(tmp_path: Path) -> None:
         backend.open(SPEC.name)
 
 
+def test_what_is_done_to_a_hit_is_not_done_to_the_collection(tmp_path: Path) -> None:
+    """Although the chunks of late searches are not read again."""
+    store = FaissBackend(data_dir=tmp_path).create(SPEC)
+    store.upsert(library(), random_vectors(30))
+    for search in (store.search, lambda _, k: store.keyword_search(["text"], k)):
+        for hit in search(random_vectors(1), 5)[0]:
+            metadata: Any = hit.chunk.metadata
+            metadata["spoilt"] = True
+        found = [hit.chunk for hit in search(random_vectors(1), 5)[0]]
+        assert found
+        assert all(chunk in library() for chunk in found)
+    store.close()
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     store = FaissBackend(data_dir=tmp_path).create(SPEC)
     store.upsert(library(), random_vectors(30))

@@ -126,6 +126,10 @@ def test_the_first_of_a_repeated_id_counts(make: Make) -> None:
     assert texts["d0"] == "Title 0\nText 0."
 
 
+def test_a_question_that_nobody_judged_may_be_a_book(make: Make) -> None:
+    assert load(make(queries=[*QUERIES, {"_id": "q8", "text": "x" * 9_000}])).queries
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -140,6 +144,14 @@ def test_the_first_of_a_repeated_id_counts(make: Make) -> None:
         ({"qrels": ""}, "holds no judgements"),
         ({"qrels": QRELS + "q0 d0 1\n"}, "test.tsv, line 5 is not query, document and grade"),
         ({"qrels": QRELS + "q0\td0\tgood\n"}, "line 5 has the grade 'good'"),
+        ({"qrels": QRELS + "q0\td0\t1001\n"}, "line 5 has a grade that is not between"),
+        ({"qrels": QRELS + f"q0\td0\t{10**400}\n"}, "line 5 has a grade that is not between"),
+        ({"qrels": "q0\td0\t0\nq1\td1\t-1\n"}, "judges no document relevant"),
+        ({"qrels": "q0\tnowhere\t1\n"}, "none of the judged documents"),
+        (
+            {"queries": [{"_id": "q0", "text": "x" * 9_000}]},
+            "queries.jsonl, line 1 cannot be asked",
+        ),
     ],
 )
 def test_malformed_input_is_refused_in_one_line(
