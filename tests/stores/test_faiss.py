@@ -556,12 +556,12 @@ def test_threads_that_ended_leave_no_open_files(tmp_path: Path) -> None:
     store = FaissBackend(data_dir=tmp_path).create(SPEC)
     store.upsert(library(), random_vectors(30))
     store.search(random_vectors(1), 3)
-    before = len(list(Path("/dev/fd").iterdir()))
+    before = len(open_files(tmp_path))
     for _ in range(50):
         thread = threading.Thread(target=lambda: store.search(random_vectors(1), 3))
         thread.start()
         thread.join()
-    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert 0 < len(open_files(tmp_path)) <= before
     store.close()
 
 
