@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -550,6 +551,15 @@ def test_a_collection_that_goes_at_the_last_moment_is_not_locked(
         old.upsert([chunk(99)], random_vectors(1))
     assert run("store.upsert([chunk(1)], random_vectors(1))", tmp_path).returncode == 0
     old.close()
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files in a folder that this process holds open, one for each time it does."""
+    held = []
+    for entry in Path("/dev/fd").iterdir():
+        with suppress(FileNotFoundError):
+            held.append(os.readlink(entry))
+    return [name for name in held if name.startswith(str(folder))]
 
 
 def test_threads_that_ended_leave_no_open_files(tmp_path: Path) -> None:
