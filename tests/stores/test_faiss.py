@@ -558,7 +558,7 @@ def open_files(folder: Path) -> list[str]:
     held = []
     for entry in Path("/dev/fd").iterdir():
         with suppress(FileNotFoundError):
-            held.append(os.readlink(entry))
+            held.append(str(entry.readlink()))
     return [name for name in held if name.startswith(str(folder))]
 
 
