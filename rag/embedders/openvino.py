@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import openvino
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_first_call = threading.Lock()
 _MIN_COSINE = 0.999  # between the vectors of torch and of the graph, on the probe
 
 
@@ -56,6 +58,11 @@ def engine(folder: Path, cache: Path, precision: str) -> Callable[[Any], Any]:
         for rows, request in running:
             yield rows, _result(request)
 
+    # The bindings make what they need at the first call, and two threads that both make it wait for
+    # each other for ever (2026.4): so the first call is made here, by one thread at a time.
+    with _first_call:
+        one = np.ones((1, 1), np.int64)
+        list(run([([0], one, one)]))
     return run
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,27 @@ def test_unknown_options_are_said(tmp_path: Path) -> None:
         embedder(tmp_path, precision="int4")
     with pytest.raises(ConfigError, match="backend"):
         embedder(tmp_path, backend="magic")
+
+
+def test_threads_that_embed_first_at_the_same_moment_all_come_back(models_dir: Path) -> None:
+    """One process in four stood still for ever, so several are tried."""
+    code = """
+import sys, threading
+from pathlib import Path
+from rag.embedders.sentence_transformers import SentenceTransformersEmbedder
+embedder = SentenceTransformersEmbedder(model="all-MiniLM-L6-v2", models_dir=Path(sys.argv[1]))
+start = threading.Barrier(16)
+def embed():
+    start.wait()
+    embedder.embed_queries(["a question"])
+threads = [threading.Thread(target=embed) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    for _ in range(6):
+        subprocess.run([sys.executable, "-c", code, models_dir], check=True, timeout=60)
 
 
 @pytest.mark.gpu
