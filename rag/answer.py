@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
-from rag.citations import Markers, cite
+from rag.breaker import Breaker
+from rag.draft import Draft, write
 from rag.errors import ModelError
-from rag.evidence import evidence
+from rag.evidence import Calibration, weigh
 from rag.filters import Filter
-from rag.prompt import NO_ANSWER, build
-from rag.protocols import Generator
-from rag.retrieve import DEFAULT, Retriever, SearchOptions
+from rag.prompt import Window, build
+from rag.protocols import BatchGenerator, Generator, LanguageModel
+from rag.retrieve import DEFAULT, Retrieved, Retriever, SearchOptions
+from rag.rewrite import rewritten, standalone
 from rag.sentences import is_cjk
-from rag.types import Answer, Citation, Hit, Prompt, Usage
+from rag.support import cite
+from rag.templates import Templates
+from rag.types import Answer, Citation, Prompt, Turn, Usage
+
+_WINDOW = 4096  # tokens; where neither the model nor the settings tell, most models have as many
+_BATCH = 1_000  # prompts that an engine is given at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,142 +63,200 @@ class Answerer:
         fallback: Generator,
         *,
         min_evidence: float,
-        context_tokens: int,
         answer_tokens: int,
+        context_tokens: int = 0,
         options: SearchOptions = DEFAULT,
+        templates: Templates | None = None,
+        rewrite: bool = True,
+        concurrency: int = 16,
+        breaker: Breaker | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        """`fallback` answers when `generator` cannot. `min_evidence` is as in `rag.evidence`."""
+        """`fallback` answers when `generator` cannot. With less evidence than `min_evidence`, as
+        the collection's `calibration` weighs it, the answer is an abstention.
+
+        `rewrite`: a model makes follow-up questions understandable on their own; otherwise, and
+        without a model, they are joined with the questions before them.
+        """
         self._retriever = retriever
         self._generator = generator
         self._fallback = fallback
         self._min_evidence = min_evidence
-        self._context_tokens = context_tokens
         self._answer_tokens = answer_tokens
+        self._context_tokens = context_tokens
         self._options = options
+        self._templates = templates or Templates()
+        self._rewrite = rewrite
+        self._concurrency = concurrency
+        self._breaker = breaker or Breaker()
+        self._calibration = calibration or Calibration()
 
-    def ask(self, question: str, k: int, where: Filter | None = None) -> Answer:
-        """The whole answer. Raises InputError, StoreError, ModelError (of the embedder)."""
+    def ask(
+        self,
+        question: str,
+        k: int,
+        where: Filter | None = None,
+        history: Sequence[Turn] = (),
+    ) -> Answer:
+        """The whole answer. `history` has the earlier turns, the latest last.
 
-        async def last() -> Answer:
-            async with aclosing(self.stream(question, k, where)) as events:
-                async for event in events:
-                    if isinstance(event, Done):
-                        return event.answer
-            raise AssertionError("a stream ends with Done")
-
-        return asyncio.run(last())
+        Raises InputError, StoreError, ModelError (of the embedder).
+        """
+        return asyncio.run(_last(self.stream(question, k, where, history)))
 
     async def stream(
-        self, question: str, k: int, where: Filter | None = None
+        self,
+        question: str,
+        k: int,
+        where: Filter | None = None,
+        history: Sequence[Turn] = (),
     ) -> AsyncGenerator[Event]:
         """Sources, then Tokens as they come, then Done. Closing it stops the generation."""
-        run = _Run(time.perf_counter())
-        found = await asyncio.to_thread(self._retriever.search, question, k, where, self._options)
-        run.lap("search")
-        run.timings |= found.timings_ms
-        run.degraded += found.degraded
-        strength = evidence(question, found.hits, found.similarity)
-        prompt = build(
-            question,
-            found.hits,
-            context_tokens=self._context_tokens,
-            answer_tokens=self._answer_tokens,
+        draft = await self._prepared(question, k, where, history)
+        async with aclosing(self._events(draft, self._generator)) as events:
+            async for event in events:
+                yield event
+
+    def ask_many(
+        self, questions: Sequence[str], k: int, where: Filter | None = None, *, whole: bool = False
+    ) -> Iterator[Answer]:
+        """The answers in the order of the questions, each as soon as those before it are there.
+
+        `concurrency` questions are answered at a time. `whole`: an engine that takes many prompts
+        at once gets them all, which is faster, and gives no answer before the last is written.
+        """
+        if whole and isinstance(self._generator, BatchGenerator):
+            yield from self._in_batches(self._generator, questions, k, where)
+            return
+        waiting = iter(questions)
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+
+            def started(question: str) -> asyncio.Task[Answer]:
+                return loop.create_task(_last(self.stream(question, k, where)))
+
+            tasks = deque(map(started, islice(waiting, self._concurrency)))
+            while tasks:
+                yield runner.run(_result(tasks.popleft()))
+                tasks.extend(map(started, islice(waiting, 1)))
+
+    def _in_batches(
+        self, engine: BatchGenerator, questions: Sequence[str], k: int, where: Filter | None
+    ) -> Iterator[Answer]:
+        with asyncio.Runner() as runner:
+            for start in range(0, len(questions), _BATCH):
+                some = questions[start : start + _BATCH]
+                found = self._retriever.search_many(some, k, where, self._options)
+                drafts = [
+                    runner.run(self._with_prompt(Draft(question, search=question), hits))
+                    for question, hits in zip(some, found, strict=True)
+                ]
+                asked = [draft for draft in drafts if not (draft.refused or draft.failed)]
+                started = time.perf_counter()
+                try:
+                    said = iter(engine.generate([draft.prompt for draft in asked]))
+                except ModelError as error:
+                    for draft in asked:
+                        draft.failed = error
+                each = (time.perf_counter() - started) * 1000 / max(1, len(asked))
+                for draft in drafts:
+                    generator = self._generator
+                    if not (draft.refused or draft.failed):
+                        generator = _Said(generator.model, *next(said))
+                        draft.timings["generate"] = round(each, 2)
+                    yield runner.run(_last(self._events(draft, generator)))
+
+    async def _prepared(
+        self, question: str, k: int, where: Filter | None, history: Sequence[Turn]
+    ) -> Draft:
+        """What there is to answer from, and the prompt."""
+        draft = Draft(question, search=question)
+        if history:
+            await self._make_standalone(draft, history)
+        found = await asyncio.to_thread(
+            self._retriever.search, draft.search, k, where, self._options
         )
-        yield Sources(tuple(Citation.of(n, hit) for n, hit in enumerate(prompt.passages, 1)))
-        if strength < self._min_evidence or not prompt.passages:
-            run.model = self._generator.model
-            run.abstained = True
+        draft.lap("search")
+        draft.timings |= found.timings_ms
+        return await self._with_prompt(draft, found, history)
+
+    async def _make_standalone(self, draft: Draft, history: Sequence[Turn]) -> None:
+        draft.search = standalone(draft.question, [turn.question for turn in history])
+        if self._rewrite and isinstance(self._generator, LanguageModel):
+            try:
+                with self._breaker.calling():
+                    written = await rewritten(
+                        draft.question, history, self._generator, self._templates
+                    )
+                draft.search = written or draft.search
+            except ModelError as error:
+                draft.failed = error  # and is not asked once more for the answer
+            draft.lap("rewrite")
+
+    async def _with_prompt(
+        self, draft: Draft, found: Retrieved, history: Sequence[Turn] = ()
+    ) -> Draft:
+        draft.degraded += found.degraded
+        draft.evidence = await asyncio.to_thread(
+            weigh, draft.search, found, self._retriever, self._calibration
+        )
+        draft.refused = draft.evidence < self._min_evidence or not found.hits
+        draft.prompt = Prompt(draft.search, tuple(found.hits))
+        if not (draft.refused or draft.failed or self._generator is self._fallback):
+            try:
+                draft.prompt = await build(
+                    draft.question,
+                    found.hits,
+                    await self._window(),
+                    self._templates,
+                    history,
+                    draft.search,
+                )
+            except ModelError as error:
+                draft.failed = error
+        draft.lap("prompt")
+        return draft
+
+    async def _window(self) -> Window:
+        if not isinstance(self._generator, LanguageModel):
+            return Window(self._context_tokens or _WINDOW, self._answer_tokens, _uncounted)
+        told = [self._context_tokens, await self._generator.window()]
+        tokens = min(filter(None, told), default=_WINDOW)
+        return Window(tokens, self._answer_tokens, self._generator.count_tokens)
+
+    async def _events(self, draft: Draft, generator: Generator) -> AsyncGenerator[Event]:
+        passages = draft.prompt.passages
+        yield Sources(tuple(Citation.of(n, hit) for n, hit in enumerate(passages, 1)))
+        if draft.refused:
+            draft.model = generator.model
+            draft.abstained = True
         else:
-            async for token in self._write(prompt, run):
-                yield token
-        if run.abstained:
-            run.text = refusal(question)
-            yield Token(run.text)
-        yield Done(run.answer(question, prompt.passages))
-
-    async def _write(self, prompt: Prompt, run: _Run) -> AsyncIterator[Token]:
-        """Tokens of the generator, or of the fallback from where the generator failed."""
-        try:
-            async for token in self._generated(self._generator, prompt, run):
-                yield token
-        except ModelError as error:
-            run.degraded.append("generator")
-            failed = f"the model failed ({error.message}); sentences quoted from the documents"
-            if run.text:
-                yield run.append("\n\n")
-            async for token in self._generated(self._fallback, prompt, run):
-                yield token
-            run.notice = failed
-
-    async def _generated(
-        self, generator: Generator, prompt: Prompt, run: _Run
-    ) -> AsyncIterator[Token]:
-        markers = Markers(len(prompt.passages))
-        refused = ""  # what may still become NO_ANSWER and so is not shown
-        run.notice = generator.notice
-        try:
-            async with aclosing(_closable(generator.stream(prompt))) as pieces:
+            async with aclosing(write(draft, generator, self._fallback, self._breaker)) as pieces:
                 async for piece in pieces:
-                    if isinstance(piece, Usage):
-                        run.usage = piece
-                        if piece.truncated:
-                            run.notice = "the answer was cut off at generator.max_tokens"
-                        continue
-                    if "first_token" not in run.timings:
-                        run.lap("first_token")
-                    refused += piece
-                    if NO_ANSWER.startswith(refused.strip()):
-                        continue
-                    if refused.strip().startswith(NO_ANSWER):
-                        break
-                    shown, refused = markers.feed(refused), ""
-                    if shown:
-                        yield run.append(shown)
-            if refused.strip().startswith(NO_ANSWER) or not (refused or run.text).strip():
-                run.abstained = True
-            elif rest := markers.feed(refused) + markers.finish():
-                yield run.append(rest)
-        finally:
-            run.model = generator.model
-            run.invalid += markers.invalid
-            run.lap("generate")
+                    yield Token(piece)
+        if draft.abstained:
+            draft.text = refusal(draft.question)
+            yield Token(draft.text)
+        else:
+            embedder = self._retriever.embedder
+            draft.cited = await asyncio.to_thread(cite, draft.text, passages, embedder)
+            draft.lap("cite")
+        yield Done(draft.answer())
 
 
-class _Run:
-    """What is known so far of the answer to one question."""
+class _Said:
+    """A generator that repeats what an engine has written in a batch."""
 
-    def __init__(self, started: float) -> None:
-        self._started = self._lap = started
-        self.timings: dict[str, float] = {}
-        self.text = self.model = self.notice = ""
-        self.degraded: list[str] = []
-        self.abstained = False
-        self.invalid = 0
-        self.usage = Usage()
+    notice = ""
 
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.timings[stage] = round(self.timings.get(stage, 0.0) + (now - self._lap) * 1000, 2)
-        self._lap = now
+    def __init__(self, model: str, text: str, usage: Usage) -> None:
+        self.model = model
+        self._text = text
+        self._usage = usage
 
-    def append(self, text: str) -> Token:
-        self.text += text
-        return Token(text)
-
-    def answer(self, question: str, passages: tuple[Hit, ...]) -> Answer:
-        total = round((time.perf_counter() - self._started) * 1000, 2)
-        return Answer(
-            question=question,
-            text=self.text,
-            citations=() if self.abstained else cite(self.text, passages),
-            abstained=self.abstained,
-            model=self.model,
-            degraded=tuple(self.degraded),
-            notice="" if self.abstained else self.notice,
-            invalid_markers=self.invalid,
-            timings_ms={**self.timings, "total": total},
-            usage=self.usage,
-        )
+    async def stream(self, _prompt: Prompt) -> AsyncGenerator[str | Usage]:
+        yield self._text
+        yield self._usage
 
 
 def refusal(question: str) -> str:
@@ -199,12 +266,17 @@ def refusal(question: str) -> str:
     return "The documents do not hold an answer to this."
 
 
-async def _closable(pieces: AsyncIterator[str | Usage]) -> AsyncGenerator[str | Usage]:
-    """The iterator as a generator, so that leaving it early closes it."""
-    try:
-        async for piece in pieces:
-            yield piece
-    finally:
-        close = getattr(pieces, "aclose", None)
-        if close is not None:
-            await close()
+async def _last(events: AsyncGenerator[Event]) -> Answer:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event.answer
+    raise AssertionError("a stream ends with Done")
+
+
+async def _result(task: asyncio.Task[Answer]) -> Answer:
+    return await task
+
+
+async def _uncounted(_messages: object) -> None:
+    """A model whose tokenizer cannot be asked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,17 @@ from rag.errors import (
     UnknownCollection,
     UnknownDocument,
 )
-from rag.types import Answer, CollectionSpec, DocumentRecord, Scalar, StoreInfo
+from rag.types import Answer, CollectionSpec, DocumentRecord, Scalar, StoreInfo, Turn
 
 if TYPE_CHECKING:
     from ingest.pipeline import Progress, Report
     from rag.answer import Answerer
+    from rag.breaker import Breaker
+    from rag.evaluation.abstain import Calibrated
     from rag.evaluation.corpus import Corpus
     from rag.evaluation.dataset import Dataset
     from rag.evaluation.tune import Tuning
+    from rag.evidence import Calibration
     from rag.filters import Filter
     from rag.fusion import Fusion
     from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _FUSION = "fusion"  # the note that says how a collection's two legs are joined
+_ABSTAIN = "abstain"  # and the one that says how evidence is weighed
 
 
 def _silent(_done: str, _things: str) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -70,9 +75,12 @@ class App:
         return self._backends[kind]
 
     def close(self) -> None:
-        """Free what the backends hold. The application may be used again."""
+        """Free what the backends and the generator hold. The application may be used again."""
         for backend in self._backends.values():
             backend.close()
+        close = getattr(self.__dict__.pop("generator", None), "close", None)
+        if close:
+            close()
 
     @contextmanager
     def store(self) -> Iterator[VectorStore]:
@@ -193,6 +201,19 @@ class App:
             )
             return Fusion()
 
+    def _calibration(self, info: StoreInfo) -> Calibration:
+        from rag.evidence import Calibration
+
+        try:
+            return Calibration.from_json(info.notes.get(_ABSTAIN, "{}"))
+        except ValueError:
+            self._say(
+                f"warning: what was learnt about abstaining for collection {info.collection!r} "
+                f"cannot be read; weighed with the defaults "
+                f"(mend it with: rag tune, or rag tune --reset)"
+            )
+            return Calibration()
+
     def search_options(self, **asked: Any) -> SearchOptions:
         """How to search: the settings, and above them what is asked for and not None."""
         from rag.retrieve import SearchOptions
@@ -218,31 +239,60 @@ class App:
         k: int,
         where: Filter | None = None,
         options: SearchOptions | None = None,
+        history: Sequence[Turn] = (),
     ) -> Answer:
-        """The answer to a question, whole."""
+        """The answer to a question, whole. `history` has the earlier turns, the latest last."""
         with self.answerer(options) as answerer:
-            return answerer.ask(question, k, where)
+            return answerer.ask(question, k, where, history)
 
     @contextmanager
     def answerer(self, options: SearchOptions | None = None) -> Iterator[Answerer]:
         """What answers questions about the collection."""
         from rag.answer import Answerer
+        from rag.generators.extractive import ExtractiveGenerator
+        from rag.templates import Templates
 
+        settings, chosen = self.settings.generator, self.settings.answer
+        templates = Templates(chosen.templates)
         with self.retriever() as retriever:
-            embedder = retriever.embedder
-            fallback = self._generator("extractive", embedder)
-            kind = self.settings.generator.kind
-            if kind == "auto":
-                kind = "openai" if self.settings.generator.url else "extractive"
+            quotes = ExtractiveGenerator(embedder=retriever.embedder, sentences=chosen.sentences)
             yield Answerer(
                 retriever,
-                fallback if kind == "extractive" else self._generator(kind, embedder),
-                fallback,
-                min_evidence=self.settings.answer.min_evidence,
-                context_tokens=self.settings.generator.context_tokens,
-                answer_tokens=self.settings.generator.max_tokens,
+                self.generator or quotes,
+                quotes,
+                min_evidence=chosen.min_evidence,
+                calibration=self._calibration(retriever.store.describe()),
+                context_tokens=settings.context_tokens,
+                answer_tokens=settings.max_tokens,
                 options=options or self.search_options(),
+                templates=templates,
+                rewrite=chosen.rewrite,
+                concurrency=settings.concurrency,
+                breaker=self.breaker,
             )
+
+    @cached_property
+    def generator(self) -> Generator | None:
+        """The language model of the settings, made once; None where answers are quoted."""
+        settings = self.settings.generator
+        kind = settings.kind
+        if kind == "auto":
+            kind = "openai" if settings.url else "extractive"
+        if kind == "extractive":
+            return None
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        generator: Generator = plugins.load("generator", kind)(
+            **values, models_dir=self.settings.models_dir, say=self._say
+        )
+        return generator
+
+    @cached_property
+    def breaker(self) -> Breaker:
+        """What keeps a generator from being asked that fails again and again."""
+        from rag.breaker import Breaker
+
+        settings = self.settings.generator
+        return Breaker(settings.breaker_failures, settings.breaker_reset_s)
 
     def copy(
         self,
@@ -321,13 +371,15 @@ class App:
         *,
         keep: bool = True,
         show: Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]] = _silent,
-    ) -> Tuning:
-        """Learn how the collection's two legs are joined, and keep that with it.
+    ) -> tuple[Tuning, Calibrated | None]:
+        """Learn how the collection's two legs are joined, and when to abstain; keep it with it.
 
         From a dataset's questions, in the collection of its corpus if it has one; without a
-        dataset from questions made out of the documents. See `rag.evaluation.tune`. `show` gets
-        what is done and to what, such as "indexed" and "documents", and gives what to tell it to.
+        dataset from questions made out of the documents. See `rag.evaluation.tune` and `abstain`:
+        None for the latter without enough unanswerable questions. `show` gets what is done and to
+        what, such as "indexed" and "documents", and gives what to tell it to.
         """
+        from rag.evaluation.abstain import LEAST, calibrate
         from rag.evaluation.tune import check_enough, tune
 
         if dataset:
@@ -341,22 +393,29 @@ class App:
                 retriever = opened.enter_context(self.retriever())
             with show("tried", "questions") as progress:
                 learnt = tune(retriever, dataset, progress)
-            if learnt.changed and keep:
-                retriever.store.annotate({_FUSION: learnt.fusion.to_json()})
-        return learnt
+            notes = {_FUSION: learnt.fusion.to_json()} if learnt.changed else {}
+            weighed = None
+            if dataset and len(dataset.unanswerable) >= LEAST:
+                with show("weighed", "questions") as progress:
+                    weighed = calibrate(
+                        retriever.joined_by(learnt.fusion),  # evidence is of what is then found
+                        dataset,
+                        self._calibration(retriever.store.describe()),
+                        k=self.settings.answer.top_k,
+                        options=self.search_options(),
+                        min_evidence=self.settings.answer.min_evidence,
+                        progress=progress,
+                    )
+                if weighed.changed:
+                    notes[_ABSTAIN] = weighed.calibration.to_json()
+            if notes and keep:
+                retriever.store.annotate(notes)
+        return learnt, weighed
 
     def reset_tuning(self) -> None:
-        """Search the collection with the defaults again."""
+        """Search the collection, and weigh what is found, with the defaults again."""
         with self.store() as store:
-            store.annotate({_FUSION: ""})
-
-    def _generator(self, kind: str, embedder: Embedder) -> Generator:
-        settings = self.settings.generator
-        values: dict[str, Any] = {n: getattr(settings, n) for n in type(settings).model_fields}
-        generator: Generator = plugins.load("generator", kind)(
-            **values, embedder=embedder, sentences=self.settings.answer.sentences
-        )
-        return generator
+            store.annotate({_FUSION: "", _ABSTAIN: ""})
 
     @contextmanager
     def evaluation_target(

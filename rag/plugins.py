@@ -62,11 +62,17 @@ BUILT_IN: dict[Kind, dict[str, Plugin]] = {
             ("sentence_transformers", "torch"),
             "sentence-transformers",
         ),
-        "http": Plugin("rag.rerankers.http:HttpReranker", ("httpx2", "openai"), "openai"),
+        "http": Plugin("rag.rerankers.http:HttpReranker", ("httpx2",), "openai"),
     },
     "generator": {
         "extractive": Plugin("rag.generators.extractive:ExtractiveGenerator"),
-        "openai": Plugin("rag.generators.openai:OpenAIGenerator", ("openai",), "openai"),
+        "llamacpp": Plugin(
+            "rag.generators.llamacpp:LlamaCppGenerator",
+            ("xllamacpp", "httpx2", "tenacity"),
+            "llamacpp",
+        ),
+        "openai": Plugin("rag.generators.openai:OpenAIGenerator", ("httpx2", "tenacity"), "openai"),
+        "vllm": Plugin("rag.generators.vllm:vllm_generator", ("httpx2", "tenacity"), "openai"),
     },
     "reader": {
         ".docx": Plugin("ingest.readers.docx:read"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rag.types import (
     BackendInfo,
@@ -179,7 +179,7 @@ class Reranker(Protocol):
 
 
 class Generator(Protocol):
-    """Writes the answer to a prompt."""
+    """Writes the answer to a prompt. One object serves one event loop at a time."""
 
     @property
     def model(self) -> str:
@@ -189,8 +189,30 @@ class Generator(Protocol):
     def notice(self) -> str:
         """What a reader of its answers should know; empty for a language model."""
 
-    def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """Pieces of text as they come, and once the Usage. Markers [n] name passages.
 
-        Raises ModelUnavailable or ContextTooLong. Closing the iterator stops the generation.
+        Raises ModelUnavailable or ContextTooLong. Closing it stops the generation.
         """
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What a generator offers besides when it is a model with a window. Raises ModelUnavailable."""
+
+    async def window(self) -> int:
+        """The tokens that prompt and answer may take together; 0 where that cannot be known."""
+
+    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int | None:
+        """The tokens of chat messages as the model gets them, its chat template included.
+
+        None where the model's tokenizer cannot be asked.
+        """
+
+
+@runtime_checkable
+class BatchGenerator(Protocol):
+    """What a generator offers besides when it answers many prompts at once, faster."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage]]:
+        """The whole text for each prompt, in order. Raises ModelUnavailable or ContextTooLong."""

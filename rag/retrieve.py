@@ -25,6 +25,7 @@ Mode: TypeAlias = Literal["hybrid", "dense", "keyword"]
 
 _FIRST = 30  # hits of each leg, of which
 _FEEDBACK = 3  # the best show the dense leg what is meant
+_MOST_TITLES = 10_000  # 15 MB of vectors of 384 dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,16 @@ DEFAULT = SearchOptions()
 class Retrieved:
     """The hits for one question, best first, and how they came about.
 
-    `similarity` is the cosine between the question and the chunk nearest to it, None when only
-    words were compared. `degraded` names the parts that failed, without which these were found;
-    `timings_ms` has a figure for each stage.
+    `similarity` is the cosine between the question and the chunk nearest to it, `vector` that of
+    the question; both are None when only words were compared. `degraded` names the parts that
+    failed, without which these were found; `timings_ms` has a figure for each stage.
     """
 
     hits: list[Hit]
     similarity: float | None = None
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    vector: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Retriever:
         self._metric = metric
         self._reranker = reranker
         self._candidates = candidates
+        self._titles: dict[str, NDArray[np.float32]] = {}
 
     def search(
         self,
@@ -134,10 +137,11 @@ class Retriever:
             found = [diverse(self.store, hits, k, options.diversity) for hits in found]
         found = [self._expanded(hits[:k], options.expand) for hits in found]
         run.lap("search")
-        similar = run.similarities or [None] * len(found)
+        nothing = [None] * len(found)
+        similar, vectors = run.similarities or nothing, run.vectors or nothing
         return [
-            Retrieved(hits, similarity, run.degraded, run.timings)
-            for hits, similarity in zip(found, similar, strict=True)
+            Retrieved(hits, similarity, run.degraded, run.timings, vector)
+            for hits, similarity, vector in zip(found, similar, vectors, strict=True)
         ]
 
     def _found(
@@ -157,6 +161,7 @@ class Retriever:
             return [single(row, "keyword") for row in hits]
         if options.mode == "dense":
             vectors = self.embedder.embed_queries(questions)
+            run.vectors = list(vectors)
             run.lap("embed")
             rows = self.store.search(vectors, wanted, where)
             run.similarities = [self._similarity(row) for row in rows]
@@ -170,6 +175,7 @@ class Retriever:
             words = [[] for _ in questions]
         run.lap("search")
         vectors = self.embedder.embed_queries(questions)
+        run.vectors = list(vectors)
         run.lap("embed")
         first, [legs] = self._legs(questions, vectors, words, depth, where, [self.fusion.feedback])
         run.similarities = [self._similarity(row) for row in first]
@@ -179,6 +185,17 @@ class Retriever:
         ]
         run.lap("search")
         return found
+
+    def title_vectors(self, titles: Sequence[str]) -> list[NDArray[np.float32]]:
+        """The vectors of documents' titles; kept, for they come again with other questions."""
+        known = {title: self._titles.get(title) for title in titles}
+        new = [title for title, vector in known.items() if vector is None]
+        embedded = dict(zip(new, self.embedder.embed_queries(new), strict=True)) if new else {}
+        if len(self._titles) + len(new) > _MOST_TITLES:
+            self._titles.clear()
+        self._titles.update(embedded)
+        known |= embedded
+        return [vector for title in titles if (vector := known[title]) is not None]
 
     def over(self, store: VectorStore) -> Retriever:
         """The same for another collection of the same embedder."""
@@ -336,6 +353,7 @@ class _Run:
         self.timings: dict[str, float] = {}
         self.degraded: list[str] = []
         self.similarities: list[float | None] = []
+        self.vectors: list[NDArray[np.float32]] = []
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()

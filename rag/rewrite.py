@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
+
+from rag.protocols import Generator
+from rag.templates import Templates
+from rag.terms import terms
+from rag.types import Prompt, Turn
 
 _TURNS = 2  # earlier questions that still tell what "it" is
 _CHARACTERS = 2_000  # more would leave the question little weight, and embedders cut it off
+_ANSWER = 500  # characters of an earlier answer that a model is shown
+_LONGEST = 400  # characters; what is longer is no question any more
 
 
 def standalone(question: str, earlier: Sequence[str] = ()) -> str:
@@ -20,3 +28,26 @@ def standalone(question: str, earlier: Sequence[str] = ()) -> str:
         if turn != question and len(joined) + len(turn) < _CHARACTERS:
             joined += f"\n{turn}"
     return joined
+
+
+async def rewritten(
+    question: str, history: Sequence[Turn], model: Generator, templates: Templates
+) -> str:
+    """The question as a model writes it so that it stands alone; empty if that is of no use.
+
+    Of no use is what is long, or has many words that nobody said: a weak model answers the
+    question, or invents another. Raises ModelError.
+    """
+    shown = [Turn(turn.question, turn.answer[:_ANSWER]) for turn in history[-_TURNS:]]
+    asked = templates.render("standalone", question=question, history=shown)
+    prompt = Prompt(question, (), ({"role": "user", "content": asked},))
+    text = ""
+    async with aclosing(model.stream(prompt)) as pieces:
+        async for piece in pieces:
+            text += piece if isinstance(piece, str) else ""
+            if len(text) > _LONGEST:
+                return ""
+    text = " ".join(text.split()).removeprefix("Question: ").strip('"“”')
+    said = terms(" ".join([question, *(f"{turn.question} {turn.answer}" for turn in history)]))
+    written = terms(text)
+    return text if written and len(written - said) <= len(written) / 4 else ""

@@ -73,6 +73,18 @@ def is_cjk(text: str) -> bool:
     return letters > 0 and len(_IS_CJK.findall(text)) >= letters / 5
 
 
+def language(text: str) -> str:
+    """The language of a text as a prompt names it, where its script tells; otherwise nothing.
+
+    Latin script does not tell, and a model sees for itself.
+    """
+    if not is_cjk(text):
+        return ""
+    if re.search(r"[\u3040-\u30ff]", text):
+        return "Japanese"
+    return "Korean" if re.search(r"[\uac00-\ud7af]", text) else "Chinese"
+
+
 def is_title(line: str) -> bool:
     """Whether a line without a sentence mark looks like a heading: a few words, no item."""
     words = line.split()

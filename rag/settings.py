@@ -51,17 +51,35 @@ class EmbedderSettings(_Section):
 
 
 class GeneratorSettings(_Section):
-    """`[generator]`: what writes answers. With no url set, the best sentences are quoted."""
+    """`[generator]`: what writes answers. With no url set, the best sentences are quoted.
+
+    What is None is left to the model. `context_tokens` 0 is the window that the model tells.
+    """
 
     kind: str = "auto"
     model: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")
+    stream: bool = True
     temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
     max_tokens: int = Field(default=512, ge=1)
-    context_tokens: int = Field(default=4096, ge=512)
-    timeout_s: float = Field(default=120.0, gt=0)
+    stop: list[str] = []
+    seed: int | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    context_tokens: int = Field(default=0, ge=0)
+    tokenizer: str = ""
+    first_token_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+    breaker_failures: int = Field(default=5, ge=1)
+    breaker_reset_s: float = Field(default=30.0, gt=0)
+    concurrency: int = Field(default=16, ge=1)
     options: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
 
 
 class IngestSettings(_Section):
@@ -97,12 +115,24 @@ class RerankSettings(_Section):
     options: dict[str, Any] = {}
 
 
+class JudgeSettings(_Section):
+    """`[judge]`: the model that judges answers in `rag eval --answers`; none with no url set."""
+
+    model: str = ""
+    url: str = ""
+    api_key: SecretStr = SecretStr("")
+    concurrency: int = Field(default=8, ge=1)
+    options: dict[str, Any] = {}
+
+
 class AnswerSettings(_Section):
     """`[answer]`: how many passages, and from how little evidence to abstain (0 to 1)."""
 
     top_k: int = Field(default=5, ge=1, le=100)
+    rewrite: bool = True
+    templates: Path | None = None
     sentences: int = Field(default=3, ge=1)
-    min_evidence: float = Field(default=0.1, ge=0, le=1)
+    min_evidence: float = Field(default=0.5, ge=0, le=1)
 
 
 class Settings(BaseSettings):
@@ -128,6 +158,7 @@ class Settings(BaseSettings):
     search: SearchSettings = SearchSettings()
     rerank: RerankSettings = RerankSettings()
     answer: AnswerSettings = AnswerSettings()
+    judge: JudgeSettings = JudgeSettings()
     stores: dict[str, dict[str, Any]] = {}
 
     @classmethod

@@ -77,6 +77,11 @@ def answer(found: Answer, *, streamed: bool = False) -> None:
         write("\nSources")
         for citation in found.citations:
             source(citation)
+    loose = [found.text[s.start : s.end] for s in found.statements if not s.supported]
+    if loose:
+        write("\nNot found in the sources")
+        for text in loose:
+            write(f"    > {printable(text)}")
     if found.notice:
         write(f"\nNote: {found.notice}.")
 

@@ -164,8 +164,19 @@ class BackendInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier question of a conversation and what was answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n]."""
+    """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n].
+
+    `dropped` counts passages that did not fit the model's window.
+    """
 
     question: str
     passages: tuple[Hit, ...]
@@ -224,11 +235,35 @@ class Citation:
 
 
 @dataclass(frozen=True, slots=True)
+class Statement:
+    """A sentence of an answer, its [start, end) range there, and what supports it.
+
+    `marker` names the citation whose text in `span` supports the sentence; both are None where no
+    passage does: the sentence is unsupported. `score`, 0 to 1, is as in `rag.support`.
+    """
+
+    start: int
+    end: int
+    marker: int | None = None
+    span: tuple[int, int] | None = None
+    score: float = 0.0
+
+    @property
+    def supported(self) -> bool:
+        """Whether a passage says what the sentence says."""
+        return self.marker is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer and what it rests on. `abstained`: the documents do not hold an answer.
 
-    `degraded` names the parts that failed; `notice` says in words what the reader should know,
-    such as that no model is configured. `timings_ms` has a figure for each stage.
+    `statements` are its sentences in order, each with what supports it. `evidence`, 0 to 1, is how
+    likely the passages hold an answer, as in `rag.evidence`. `search` is the question that was
+    searched for, where a conversation made it another one. `dropped` counts passages that did not
+    fit the model's window. `degraded` names the parts that failed; `notice` says in words what the
+    reader should know, such as that no model is configured. `timings_ms` has a figure for each
+    stage.
     """
 
     question: str
@@ -236,6 +271,10 @@ class Answer:
     citations: tuple[Citation, ...]
     abstained: bool
     model: str
+    statements: tuple[Statement, ...] = ()
+    evidence: float = 0.0
+    search: str = ""
+    dropped: int = 0
     degraded: tuple[str, ...] = ()
     notice: str = ""
     invalid_markers: int = 0
@@ -250,6 +289,13 @@ class Answer:
             "abstained": self.abstained,
             "degraded": list(self.degraded),
             "citations": [asdict(c) for c in self.citations],
+            "statements": [
+                {**asdict(s), "text": self.text[s.start : s.end], "supported": s.supported}
+                for s in self.statements
+            ],
+            "evidence": round(self.evidence, 4),
+            "search": self.search,
+            "dropped": self.dropped,
             "timings_ms": dict(self.timings_ms),
             "model": self.model,
             "usage": asdict(self.usage),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import ir_measures
 import pytest
 from commands import Result, rag
 from ir_measures import AP, RR, R, Success, nDCG
+from servers import MODEL, RawServer, Reply, answer, llama_server, stream
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "sample_corpus"
@@ -224,3 +226,162 @@ def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
     done = rag("eval", write(tmp_path / "set"), PYTHONPATH=str(tmp_path))
     assert "pip install 'ragline[eval]'" in done.error
     assert done.status == 2
+
+
+# --- answers
+
+
+def write_answerable(folder: Path) -> Path:
+    """The dataset with gold answers, and questions that it does not answer."""
+    write(folder)
+    rows = [
+        {"_id": "q1", "text": QUERIES["q1"], "answers": ["the moon"]},
+        {"_id": "q2", "text": QUERIES["q2"], "answers": ["eight degrees", "8 degrees"]},
+        {"_id": "q3", "text": QUERIES["q3"], "answers": ["clover"], "answerable": True},
+        {"_id": "q4", "text": QUERIES["q4"], "answers": ["ten"]},
+        {"_id": "q5", "text": "Zylqwo braxit?", "metadata": {"answerable": False}},
+        {"_id": "q6", "text": "Who won the chess title in 1972?", "answerable": False},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "queries.jsonl").write_text(text, "utf-8")
+    return folder
+
+
+def test_answers_are_measured_with_what_the_questions_say(folder: Path) -> None:
+    write_answerable(folder / "gold")
+    out = folder / "answers.jsonl"
+    arguments = ("eval", folder / "gold", "--answers", "--out", out, "--top-k", "1")
+    done = rag(*arguments, "--json", "--fail-under", "contains_gold=0.75")
+    assert done.status == 0, done.err
+    found = done.json["metrics"]
+    assert (found["contains_gold"], found["false_refusals"]) == (0.75, 0.0)
+    assert found["citation_precision"] == found["citation_recall"] == 1.0
+    assert found["quoted_sentences"] == found["supported_sentences"] == 1.0
+    assert found["citation_document_hit_rate"] == found["citation_document_precision"] == 1.0
+    assert found["evidence_auc"] == 1.0
+    counts = done.json["counts"]
+    assert (counts["questions"], counts["answerable"], counts["unanswerable"]) == (6, 4, 2)
+    assert counts["false_answers"] == found["false_answers"] * 2
+    assert 0 < done.json["ttft_ms"]["p50"] <= done.json["ttft_ms"]["p95"]
+    settings = done.json["settings"]
+    assert (settings["models"], settings["answer"]["top_k"]) == (["extractive"], 1)
+    assert (settings["judge"], settings["chunks"]) == (None, 6)
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["_id"] for row in rows] == ["q1", "q2", "q3", "q4", "q5", "q6"]
+    assert rows[1]["gold_answers"] == ["eight degrees", "8 degrees"]
+    assert "below eight degrees" in rows[1]["answer"]
+    assert [row["figures"]["contains_gold"] for row in rows[:4]] == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_a_figure_of_answers_can_fail(folder: Path) -> None:
+    write_answerable(folder / "gold")
+    floors = ("--fail-under", "contains_gold=0.8", "--fail-under", "judged_correct=0.5")
+    done = rag("eval", folder / "gold", "--answers", *floors)
+    assert done.status == 1
+    assert "gold: contains_gold is 0.7500, under 0.8" in done.err
+    assert "gold: judged_correct cannot be measured" in done.err
+    rows = dict(line.split("\t", 1) for line in done.out.splitlines())
+    assert rows["gold"] == "extractive"
+    assert (rows["contains_gold"], rows["answerable"]) == ("0.7500", "4")
+
+
+def test_answers_need_neither_gold_nor_judgements(folder: Path) -> None:
+    (folder / "set/qrels/test.tsv").unlink()
+    done = rag("eval", folder / "set", "--answers", "--limit", "2", "--json")
+    assert done.status == 0, done.err
+    assert done.json["counts"]["questions"] == 2
+    assert not {"contains_gold", "citation_document_hit_rate"} & done.json["metrics"].keys()
+    assert done.json["metrics"]["citation_precision"] == 1.0
+    left_out = "questions not said to be answerable or not (left out of the figures for abstaining)"
+    assert f"{left_out}: 2" in done.json["remarks"]
+
+
+def test_answers_about_a_collection_are_judged_by_path(folder: Path) -> None:
+    for name, (_, text) in DOCUMENTS.items():
+        (folder / "docs" / name).mkdir(parents=True)
+        (folder / "docs" / name / "page.txt").write_text(text, "utf-8")
+    assert rag("ingest", folder / "docs").status == 0
+    (folder / "judged.tsv").write_text(
+        "q2\td-2/page.txt\t1\nq3\td-1/page.txt\t0\nq3\td-5/page.txt\t1\n"
+    )
+    files = ("--queries", folder / "set/queries.jsonl", "--qrels", folder / "judged.tsv")
+    where = ("--where", '{"page": {"$exists": false}}')
+    done = rag("eval", "--answers", "--collection", "default", *files, *where, "--json")
+    assert done.status == 0, done.err
+    assert done.json["metrics"]["citation_document_hit_rate"] == 0.5
+    assert done.json["settings"]["where"] == {"page": {"$exists": False}}
+
+
+def test_a_real_model_answers_and_judges(folder: Path) -> None:
+    write_answerable(folder / "gold")
+    with llama_server("chat") as url:
+        given = {
+            "RAG_GENERATOR_URL": f"{url}/v1",
+            "RAG_GENERATOR_MAX_TOKENS": "24",
+            "RAG_GENERATOR_CONCURRENCY": "2",
+            "RAG_JUDGE_OPTIONS": '{"max_tokens": 40}',
+        }
+        arguments = ("--answers", "--judge-url", f"{url}/v1", "--limit", "3", "--json")
+        done = rag("eval", folder / "gold", *arguments, **given)
+    assert done.status == 0, done.err
+    assert done.json["settings"]["models"] == [MODEL]
+    judge = done.json["settings"]["judge"]
+    assert (judge["model"], judge["url"]) == (MODEL, f"{url}/v1")
+    assert hashlib.sha256(judge["prompt"].encode()).hexdigest() == judge["prompt_sha256"]
+    assert done.json["ttft_ms"]["p50"] > 0
+    assert 0 < done.json["tokens_per_s"]["median"] < 10_000
+    assert 0 < done.json["tokens_per_s"]["overall"] < 10_000
+    counts = done.json["counts"]
+    assert counts["degraded"] == 0
+    verdicts = counts["answered"] - counts["no_verdict"]
+    assert ("judged_grounded" in done.json["metrics"]) is (verdicts > 0)
+
+
+def test_verdicts_are_kept_with_the_answers(folder: Path) -> None:
+    write_answerable(folder / "gold")
+    said = '{"reason": "so it is", "correct": true, "grounded": false}'
+    event = {"choices": [{"delta": {"content": said}, "finish_reason": "stop"}]}
+    listed = Reply(answer(200, {"data": [{"id": "a-judge"}]}))
+    paths = {"/health": Reply(answer(200, {})), "/v1/models": listed}
+    out = folder / "answers.jsonl"
+    with RawServer(Reply(stream(event, "[DONE]")), paths=paths) as server:
+        judge = ("--judge", "a-judge", "--judge-url", server.url, "--out", out)
+        done = rag("eval", folder / "gold", "--answers", *judge, "--limit", "2", "--json")
+    assert done.status == 0, done.err
+    assert (done.json["metrics"]["judged_correct"], done.json["counts"]["no_verdict"]) == (1.0, 0)
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    verdict = {"correct": True, "grounded": False, "reason": "so it is"}
+    assert [row["verdict"] for row in rows] == [verdict] * 2
+    assert rows[0]["figures"]["judged_grounded"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["set", "--answers", "--run", "a.trec"], 2, "--run does not go with --answers"),
+        (["set", "--answers", "--k", "5"], 2, "--k does not go with --answers"),
+        (["set", "--out", "a.jsonl"], 2, "--out does not go with a measure of retrieval"),
+        (["set", "--judge-url", "x"], 2, "--judge-url does not go with a measure of retrieval"),
+        (["--answers"], 2, "eval --answers takes a DATASET, or a --collection"),
+        (["set", "--answers", "--fail-under", "recall@10=1"], 2, "there is no figure 'recall@10'"),
+        (["set", "--answers", "--fail-under", "false_answers=1"], 2, "no figure 'false_answers'"),
+        (["set", "--answers", "--out", "nowhere/a.jsonl"], 2, "nowhere/a.jsonl cannot be written"),
+        (["set", "--answers", "--store", "faiss", "--store", "chroma"], 2, "one --store"),
+        (["set", "--answers", "--judge", "m"], 2, "the judge has no server; add --judge-url"),
+        (["set", "--answers", "--judge-url", "x"], 2, "judge.url is 'x', not a URL"),
+        (["set", "--answers", "--judge-url", "http://127.0.0.1:1/v1"], 5, "no server answers at"),
+        (["set", "--answers", "--where", "{"], 2, "not JSON"),
+        (["bad", "--answers"], 2, 'line 1 has "answers" that are not a list'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_answers_that_cannot_be_measured_are_told_before_anything_is_asked(
+    arguments: list[str], status: int, says: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "set")
+    write(tmp_path / "bad")
+    (tmp_path / "bad/queries.jsonl").write_text('{"_id": "q1", "text": "?", "answers": 1}', "utf-8")
+    done = rag("eval", *arguments, cwd=tmp_path)
+    assert says in done.error
+    assert done.status == status
+    assert not list((tmp_path / "data").rglob("eval-*"))

@@ -76,6 +76,53 @@ def test_without_questions_the_documents_give_them() -> None:
 
 
 @pytest.mark.usefixtures("ingested")
+def test_when_to_abstain_is_learnt_kept_and_used() -> None:
+    assert rag("ask", QUESTION, "--json").json["abstained"] is False
+    _annotate(json.dumps({"constant": -40, "words_constant": -40}), "abstain")
+    assert rag("ask", QUESTION, "--json").json["abstained"] is True
+    tried = rag("tune", *JUDGED, "--dry-run", "--json")
+    assert tried.status == 0, tried.err
+    found = tried.json["abstention"]
+    assert (found["answerable"], found["unanswerable"], found["changed"]) == (125, 21, True)
+    assert found["before"] == {"false_answers": 0, "false_refusals": 1}
+    assert found["after"]["false_answers"] + found["after"]["false_refusals"] < 0.8
+    assert tried.json["remarks"] == []  # the unanswerable ones are no oddity
+    assert rag("ask", QUESTION, "--json").json["abstained"] is True
+    done = rag("tune", *JUDGED)
+    assert "125 questions with an answer, 21 without" in done.out
+    assert "before  100.0%, 0.0%" in done.out
+    assert json.loads(notes()["abstain"]) == found["calibration"]
+    answer = rag("ask", QUESTION, "--json").json
+    assert answer["abstained"] is False
+    assert answer["evidence"] >= 0.5
+    reset = rag("tune", "--reset", "--json").json
+    assert set(reset) == {"collection", "fusion", "calibration"}
+    assert "abstain" not in notes()
+
+
+@pytest.mark.usefixtures("ingested")
+def test_too_few_questions_without_an_answer_are_told(tmp_path: Path) -> None:
+    lines = (CORPUS / "eval/queries.jsonl").read_text("utf-8").splitlines()
+    dropped = [line for line in lines if not json.loads(line)["metadata"]["answerable"]][:5]
+    file = tmp_path / "queries.jsonl"
+    file.write_text("\n".join(line for line in lines if line not in dropped), "utf-8")
+    done = rag("tune", "--queries", file, *JUDGED[2:], "--dry-run")
+    assert done.status == 0, done.err
+    assert "unanswerable questions: 16, too few" in done.err
+    assert "without; " not in done.out
+
+
+@pytest.mark.usefixtures("ingested")
+def test_what_was_learnt_about_abstaining_and_cannot_be_read_is_told() -> None:
+    before = rag("ask", QUESTION, "--json").json
+    _annotate('{"lead": NaN}', "abstain")
+    done = rag("ask", QUESTION, "--json")
+    assert done.status == 0
+    assert "about abstaining" in done.err
+    assert done.json["evidence"] == before["evidence"]
+
+
+@pytest.mark.usefixtures("ingested")
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
@@ -174,11 +221,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def _annotate(fusion: str) -> None:
+def _annotate(note: str, name: str = "fusion") -> None:
     from rag.app import App
     from rag.settings import load
 
     app = App(load({}).settings)
     with app.store() as store:
-        store.annotate({"fusion": fusion})
+        store.annotate({name: note})
     app.close()

@@ -12,7 +12,18 @@ from typing import Any, TextIO
 import click
 
 from rag import __version__
-from rag.cli import asking, collections, documents, evaluating, searching, settings, stores, tuning
+from rag.cli import (
+    answering,
+    asking,
+    collections,
+    documents,
+    engine,
+    evaluating,
+    searching,
+    settings,
+    stores,
+    tuning,
+)
 from rag.cli.context import pair
 from rag.errors import EXIT_CODES, RagError, RagWarning
 
@@ -50,12 +61,14 @@ def cli(
 for command in (
     asking.ingest,
     asking.ask,
+    answering.answer,
     searching.search,
     evaluating.evaluate,
     tuning.tune,
     collections.collections,
     documents.documents,
     stores.stores,
+    engine.engine,
     settings.models,
     settings.config,
 ):

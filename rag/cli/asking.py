@@ -66,6 +66,9 @@ def ingest(
 @search_options
 @as_json_option
 @click.option("--stream", is_flag=True, help="Print the answer as it is written.")
+@click.option(
+    "--history", type=path, help="File of the conversation: read, and this turn is added to it."
+)
 @click.pass_context
 def ask(
     context: click.Context,
@@ -77,22 +80,27 @@ def ask(
     where: str | None,
     as_json: bool,
     stream: bool,
+    history: Path | None,
     **search: Any,
 ) -> None:
     """Answer a question from the documents, with its sources."""
+    from rag import history as conversation
     from rag import terminal
     from rag.filters import parse_json
 
     condition = parse_json(where)
+    turns = conversation.read(history) if history else []
     app = app_of(context, collection, store)
     k = top_k or app.settings.answer.top_k
     options = app.search_options(**search)
     if not stream:
-        answer = app.ask(question, k, condition, options)
+        answer = app.ask(question, k, condition, options, turns)
         if as_json:
             print_json(answer.to_json())
         else:
             terminal.answer(answer)
+        if history:
+            conversation.append(history, answer)
         return
     import asyncio
 
@@ -100,7 +108,7 @@ def ask(
 
     async def follow() -> None:
         with app.answerer(options) as answerer:
-            async for event in answerer.stream(question, k, condition):
+            async for event in answerer.stream(question, k, condition, turns):
                 if as_json:
                     print_json(_event(event), indent=None)
                 elif isinstance(event, Token):
@@ -108,6 +116,8 @@ def ask(
                 elif isinstance(event, Done):
                     click.echo()
                     terminal.answer(event.answer, streamed=True)
+                if history and isinstance(event, Done):
+                    conversation.append(history, event.answer)
 
     asyncio.run(follow())
 

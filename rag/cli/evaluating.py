@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
+from rag.cli import evaluating_answers as of_answers
 from rag.cli import figures
 from rag.cli.context import as_json_option, load_settings, pair, path, print_json, where_option
 from rag.errors import InputError
@@ -70,6 +72,11 @@ def _floors(
     help="Exit with 1 if it is less, such as recall@10=0.85.",
 )
 @click.option("--html", "html_file", type=path, help="Write a report with plots.")
+@click.option("--answers", is_flag=True, help="Measure answers instead of what is found.")
+@click.option("--top-k", type=click.IntRange(min=1), help="With --answers: passages to use.")
+@click.option("--out", type=path, help="With --answers: where they go with their figures.")
+@click.option("--judge", metavar="MODEL", help="With --answers: the model that judges them.")
+@click.option("--judge-url", metavar="URL", help="Its server, with OpenAI's API.")
 @as_json_option
 @click.pass_context
 def evaluate(
@@ -89,14 +96,35 @@ def evaluate(
     baseline: Path | None,
     floors: Mapping[str, float],
     html_file: Path | None,
+    answers: bool,
+    top_k: int | None,
+    out: Path | None,
+    judge: str | None,
+    judge_url: str | None,
     as_json: bool,
 ) -> None:
-    """Measure retrieval on questions with judgements.
+    """Measure retrieval on questions with judgements, or answers.
 
     DATASET is a folder in BEIR's layout: corpus.jsonl (or .gz), queries.jsonl, qrels/test.tsv. It
     is indexed into a collection of its own, which is kept and reused. Instead, a --collection can
     be measured, with --queries and --qrels.
+
+    With --answers every question is answered, those too that are not judged. What is measured
+    depends on what queries.jsonl has besides _id and text: "answers", the right ones, and
+    "answerable", true or false. Judgements need not be there.
     """
+    if answers:
+        _refuse(context, "--answers", ("ks", "run_file", "baseline", "html_file"))
+        if len(stores) > 1:
+            raise InputError("--answers measures one --store", "run it once for each")
+        chosen = {"judge.model": judge, "judge.url": judge_url}
+        app = _app(context, collection, "".join(stores), rerank, chosen)
+        of_answers.check(floors, out)
+        asked = of_answers.questions_of(folder, collection, queries, qrels, limit)
+        how = app.search_options(mode=mode)
+        answered = of_answers.measure(app, *asked, how, top_k, where, quiet=as_json)
+        context.exit(of_answers.tell(answered, floors, out, as_json=as_json))
+    _refuse(context, "a measure of retrieval", ("top_k", "out", "judge", "judge_url"))
     from rag import terminal
     from rag.evaluation import metrics, report, runs
     from rag.evaluation.compare import against
@@ -166,13 +194,24 @@ def dataset_of(
     )
 
 
-def _app(context: click.Context, collection: str | None, store: str, rerank: str | None) -> App:
+def _app(
+    context: click.Context,
+    collection: str | None,
+    store: str,
+    rerank: str | None,
+    more: Mapping[str, str | None] | None = None,
+) -> App:
     """The application for KIND or KIND:INDEX, closed when the command ends."""
     from rag import terminal
     from rag.app import App
 
     kind, _, index = store.partition(":")
-    chosen = {"collection": collection, "store": kind, f"stores.{kind}.index": index}
+    chosen = {
+        "collection": collection,
+        "store": kind,
+        f"stores.{kind}.index": index,
+        **(more or {}),
+    }
     if rerank:
         set_kind = load_settings(context, {}).settings.rerank.kind
         chosen |= {"rerank.kind": "cross-encoder" if set_kind == "none" else set_kind}
@@ -182,6 +221,14 @@ def _app(context: click.Context, collection: str | None, store: str, rerank: str
     context.call_on_close(app.close)
     _ = app.backend  # raises for a kind or an index that is not there
     return app
+
+
+def _refuse(context: click.Context, by: str, names: Sequence[str]) -> None:
+    """InputError for an option that goes with the other kind of evaluation."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is ParameterSource.COMMANDLINE:
+            raise InputError(f"{option.opts[0]} does not go with {by}", "see: rag eval --help")
 
 
 def _check(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rag.evaluation.compare import Comparison
     from rag.evaluation.evaluate import Evaluation
+    from rag.evaluation.summary import AnswerEvaluation
 
 
 def as_json(found: Evaluation, compared: Mapping[str, Comparison] | None) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def show(done: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, Com
     for part in ("p50", "p95"):
         rows.append([f"{part} ms", *(f"{found.latency_ms[part]:.1f}" for found in columns)])
     labels = [f"{label} ({done[label].settings['index']})" for label in done]
-    _table([columns[0].dataset.name, *labels], rows)
+    table([columns[0].dataset.name, *labels], rows)
     for label, figures in compared.items():
         head = [label, "baseline", "now", "difference", "better", "worse", "same", "p"]
         body: list[list[object]] = [
@@ -49,7 +50,7 @@ def show(done: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, Com
             ]
             for name, c in figures.items()
         ]
-        _table(head, body)
+        table(head, body)
 
 
 def _fusion(values: Mapping[str, float] | None) -> str:
@@ -62,21 +63,23 @@ def _fusion(values: Mapping[str, float] | None) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table whose head is a line of its own where it is not drawn."""
     from rag import terminal
 
     terminal.table(head, rows if sys.stdout.isatty() else [head, *rows])
 
 
-def failures(done: Mapping[str, Evaluation], floors: Mapping[str, float]) -> int:
+def failures(done: Mapping[str, Evaluation | AnswerEvaluation], floors: Mapping[str, float]) -> int:
     """The exit status; a line is said for each figure that is too low."""
     from rag import terminal
 
     status = 0
     for label, found in done.items():
         for name, floor in floors.items():
-            if found.metrics[name] < floor:
+            value = found.metrics.get(name)
+            if value is None or value < floor:
                 status = 1
-                terminal.say(f"{label}: {name} is {found.metrics[name]:.4f}, under {floor:g}")
+                told = "cannot be measured" if value is None else f"is {value:.4f}, under {floor:g}"
+                terminal.say(f"{label}: {name} {told}")
     return status

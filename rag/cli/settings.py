@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
-from rag.cli.context import as_json_option, load_settings, print_json
+from rag.cli.context import as_json_option, load_settings, path, print_json
 
 
 @click.group()
@@ -47,3 +48,23 @@ def config_show(context: click.Context, as_json: bool) -> None:
         terminal.table(("setting", "value", "from"), list(loaded.rows()))
     for name in loaded.unknown(os.environ):
         terminal.say(f"{name} is set in the environment and names no setting")
+
+
+@config.command("templates")
+@click.argument("folder", type=path)
+def config_templates(folder: Path) -> None:
+    """Write the texts of the prompts into FOLDER, to be changed there.
+
+    Set answer.templates to FOLDER to have them used. Files that are there already are kept.
+    """
+    from rag import templates, terminal
+    from rag.errors import InputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in templates.NAMES:
+            if not (folder / name).exists():
+                (folder / name).write_text((templates.FOLDER / name).read_text("utf-8"), "utf-8")
+                terminal.say(f"wrote {folder / name}")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error})", "name another folder") from error

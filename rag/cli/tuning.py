@@ -6,12 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rag.cli.context import app_of, as_json_option, collection_options, path, print_json
 from rag.cli.evaluating import dataset_of
 from rag.errors import InputError
+
+if TYPE_CHECKING:
+    from rag.evaluation.abstain import Calibrated
 
 
 @click.command()
@@ -41,9 +45,15 @@ def tune(
     From questions with judgements: of DATASET, a folder in BEIR's layout (then of the collection in
     which `rag eval` keeps it; give its --qrels of another split than you evaluate on), or --queries
     and --qrels about a collection. Without any, sentences of the documents are the questions.
+
+    Where the queries have 20 or more with "answerable": false (or that in their "metadata"), when
+    to abstain is learnt too. To answer one of these and to refuse a judged one weigh the same.
+
     What was learnt is kept with the collection, if it is better on questions not learnt from.
     """
     from rag import terminal
+    from rag.evaluation.abstain import LEAST
+    from rag.evidence import Calibration
     from rag.fusion import Fusion
 
     if (queries is None) != (qrels is None) and folder is None:
@@ -58,9 +68,13 @@ def tune(
     if reset:
         app.reset_tuning()
         if as_json:
-            print_json({"collection": app.settings.collection, "fusion": asdict(Fusion())})
+            defaults = {"fusion": asdict(Fusion()), "calibration": asdict(Calibration())}
+            print_json({"collection": app.settings.collection, **defaults})
         else:
-            terminal.say(f"collection {app.settings.collection} is searched with the defaults")
+            terminal.say(
+                f"collection {app.settings.collection} is searched, and what is found is weighed, "
+                f"with the defaults"
+            )
         return
     corpus = dataset = None
     if folder or queries:
@@ -71,22 +85,43 @@ def tune(
     def show(done: str, things: str) -> AbstractContextManager[Callable[[int, int], None]]:
         return terminal.chunk_progress(done, quiet=as_json, things=things)
 
-    learnt = app.tune(corpus, dataset, keep=not dry_run, show=show)
+    learnt, weighed = app.tune(corpus, dataset, keep=not dry_run, show=show)
     name = app.settings.collection
-    for remark in learnt.remarks:
+    few = len(dataset.unanswerable) if dataset and not weighed else 0
+    remarks = [*learnt.remarks]
+    if few:
+        remarks.append(f"unanswerable questions: {few}, too few to learn when to abstain ({LEAST})")
+    for remark in remarks:
         terminal.say(remark)
+    changed = learnt.changed or (weighed is not None and weighed.changed)
     if as_json:
-        kept = learnt.changed and not dry_run
-        print_json({"collection": name, **asdict(learnt), "kept": kept})
+        found = {**asdict(learnt), "abstention": asdict(weighed) if weighed else None}
+        print_json({"collection": name, **found, "kept": changed and not dry_run})
         return
     click.echo(f"{learnt.questions} questions of {learnt.source}; mean of nDCG@10 and recall@10:")
     click.echo(f"before  {learnt.before:.4f}")
-    if not learnt.changed:
-        click.echo(f"nothing better was found; collection {name} is searched as before")
-        return
-    click.echo(f"now     {learnt.after:.4f}, on questions not learnt from")
-    click.echo(", ".join(f"{part} {value:g}" for part, value in asdict(learnt.fusion).items()))
-    if dry_run:
-        click.echo(f"not kept; without --dry-run collection {name} will be searched so")
+    if learnt.changed:
+        click.echo(f"now     {learnt.after:.4f}, on questions not learnt from")
+        click.echo(", ".join(f"{part} {value:g}" for part, value in asdict(learnt.fusion).items()))
     else:
+        click.echo(f"nothing better was found; collection {name} is searched as before")
+    if weighed:
+        _tell(weighed)
+    if changed and dry_run:
+        click.echo(f"not kept; without --dry-run collection {name} will be used so")
+    elif changed:
         click.echo(f"kept with collection {name}; to go back: rag tune --reset --collection {name}")
+
+
+def _tell(weighed: Calibrated) -> None:
+    """Print how often the answer is wrong to come, and wrong to be refused."""
+    click.echo(
+        f"{weighed.answerable} questions with an answer, {weighed.unanswerable} without; "
+        f"false refusals of the former, false answers to the latter:"
+    )
+    rates = {"before": weighed.before, "now": weighed.after}
+    for when, rate in rates.items() if weighed.changed else [("before", weighed.before)]:
+        held_out = ", on questions not learnt from" if when == "now" else ""
+        click.echo(f"{when:<7} {rate.false_refusals:.1%}, {rate.false_answers:.1%}{held_out}")
+    if not weighed.changed:
+        click.echo("nothing better was found; abstains as before")

@@ -16,7 +16,8 @@ import openai
 from pydantic import BaseModel, SecretStr
 
 from rag.errors import ConfigError, ContextTooLong, ModelError, ModelUnavailable
-from rag.openai_api import TRANSPORT_ERRORS, check_url, translated
+from rag.model_server import check_url
+from rag.openai_api import TRANSPORT_ERRORS, translated
 from rag.prompt import tokens
 from rag.types import Fingerprint
 

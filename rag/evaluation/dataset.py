@@ -6,15 +6,15 @@ What is odd in the files is counted and told in `remarks`, because each such lin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rag.errors import InputError
 from rag.evaluation.corpus import Corpus
 from rag.evaluation.files import check_line, counted, lines, malformed, one_of, records
 from rag.protocols import VectorStore
-from rag.types import Chunk
+from rag.types import Chunk, Citation
 
 _GRADES = 1_000
 
@@ -29,7 +29,8 @@ class Dataset:
 
     `qrels` has every query that is judged with a relevant document, asked or not; the figures are
     means over these. `by_path`: documents are judged by the ends of their source paths. `remarks`
-    tell what was left out or counts as not found.
+    tell what was left out or counts as not found. `unanswerable` are questions apart: those that
+    the queries' file says have no answer ("answerable": false, there or in "metadata").
     """
 
     name: str
@@ -37,6 +38,7 @@ class Dataset:
     qrels: Qrels
     by_path: bool = False
     remarks: tuple[str, ...] = ()
+    unanswerable: Mapping[str, str] = field(default_factory=dict)
 
     def limited(self, queries: int) -> Dataset:
         """So many of the queries, evenly spread."""
@@ -60,7 +62,9 @@ def beir(corpus: Corpus, queries: Path | None = None, qrels: Path | None = None)
     return replace(dataset, remarks=(*corpus.remarks, *dataset.remarks, *_unknown(unknown)))
 
 
-def judged_in(dataset: Dataset, store: VectorStore) -> tuple[Dataset, Callable[[Chunk], str]]:
+def judged_in(
+    dataset: Dataset, store: VectorStore
+) -> tuple[Dataset, Callable[[Chunk | Citation], str]]:
     """The dataset, checked against a collection, and what gives the id by which a chunk is judged.
 
     A judged path means the document whose source ends with it, at the boundary of a name. Raises
@@ -111,8 +115,11 @@ def read(name: str, queries: Path, qrels: Path) -> Dataset:
     judged, repeated = _read_qrels(qrels)
     relevant = {query: d for query, d in judged.items() if any(g > 0 for g in d.values())}
     texts: dict[str, str] = {}
+    unanswerable: dict[str, str] = {}
     again = 0
-    for number, _, query, text in records(queries):
+    for number, record, query, text in records(queries):
+        if query not in relevant and text.strip() and _unanswerable(record):
+            unanswerable.setdefault(query, check_line(queries, number, text))
         if query in relevant and text.strip():
             check_line(queries, number, text)
         again += query in texts
@@ -128,13 +135,17 @@ def read(name: str, queries: Path, qrels: Path) -> Dataset:
         {
             "queries that repeat an id (the first counts)": again,
             "judgements given twice (the higher grade counts)": repeated,
-            "queries without judgements (left out)": len(texts.keys() - judged.keys()),
-            "queries judged without a relevant document (left out)": len(judged) - len(relevant),
+            "queries without judgements (left out)": len(
+                texts.keys() - judged.keys() - unanswerable.keys()
+            ),
+            "queries judged without a relevant document (left out)": len(
+                judged.keys() - relevant.keys() - unanswerable.keys()
+            ),
             f"judged queries without a text in {queries.name} (count as 0)": len(relevant)
             - len(asked),
         }
     )
-    return Dataset(name, asked, relevant, remarks=remarks)
+    return Dataset(name, asked, relevant, remarks=remarks, unanswerable=unanswerable)
 
 
 def sample(items: Sequence[T], n: int) -> list[T]:
@@ -168,6 +179,12 @@ def _read_qrels(path: Path) -> tuple[Qrels, int]:
     if not qrels:
         raise InputError(f"{path} holds no judgements", "write query, document and grade in it")
     return qrels, repeated
+
+
+def _unanswerable(record: Mapping[str, Any]) -> bool:
+    metadata = record.get("metadata")
+    held = metadata if isinstance(metadata, dict) else {}
+    return record.get("answerable", held.get("answerable")) is False
 
 
 def _unknown(count: int) -> tuple[str, ...]:

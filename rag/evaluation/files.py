@@ -31,8 +31,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} cannot be read ({reason})", "check the path") from error
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any], str, str]]:
-    """(line number, object, its `_id`, its `text`) of each line of a file of JSON objects."""
+def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line of a file of JSON objects."""
     for number, line in lines(path):
         try:
             record = json.loads(line)
@@ -42,14 +42,25 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any], str, str]]:
             malformed(path, number, "is not a JSON object", error)
         if not isinstance(record, dict):
             malformed(path, number, "is not a JSON object")
-        name, text = record.get("_id"), record.get("text")
-        if isinstance(name, int) and not isinstance(name, bool):
-            name = str(name)
-        if not isinstance(name, str) or not name:
-            malformed(path, number, 'has no "_id"')
+        yield number, record
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any], str, str]]:
+    """(line number, object, its `_id`, its `text`) of each line of a file of JSON objects."""
+    for number, record in objects(path):
+        name, text = id_of(path, number, record.get("_id")), record.get("text")
         if not isinstance(text, str):
             malformed(path, number, 'has no "text"')
         yield number, record, name, text
+
+
+def id_of(path: Path, number: int, name: object) -> str:
+    """The `_id` of a line as text. Raises InputError that names the line, for none."""
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    if not isinstance(name, str) or not name:
+        malformed(path, number, 'has no "_id"')
+    return name
 
 
 def check_line(path: Path, number: int, question: object) -> str:

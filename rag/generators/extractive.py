@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
 
-from rag.evidence import rank_sentences
+from rag.extract import rank_sentences
 from rag.prompt import NO_ANSWER
 from rag.protocols import Embedder
 from rag.sentences import is_cjk
@@ -29,11 +28,11 @@ class ExtractiveGenerator:
         "(set generator.url to have answers written)"
     )
 
-    def __init__(self, *, embedder: Embedder, sentences: int = 3, **_: Any) -> None:
+    def __init__(self, *, embedder: Embedder, sentences: int = 3) -> None:
         self._embedder = embedder
         self._sentences = sentences
 
-    async def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """One piece a sentence, each with its marker."""
         ranked = await asyncio.to_thread(
             rank_sentences, prompt.question, prompt.passages, self._embedder

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-import openai
-from pydantic import BaseModel, SecretStr, field_validator
+from pydantic import SecretStr
 
 from rag.errors import ModelError, ModelUnavailable
-from rag.openai_api import TRANSPORT_ERRORS, check_url, refusal, translated
+from rag.generators.clients import Clients
+from rag.generators.concessions import Concession, concession
+from rag.generators.patience import Clock, retrying
+from rag.generators.probe import Probe
+from rag.generators.servers import Server
+from rag.generators.tokenizer import Tokenizer
+from rag.generators.wire import Messages, Reading
+from rag.model_server import TRANSPORT_ERRORS, Refused, check_url, translated
 from rag.types import Prompt, Usage
 
-_CUT_SHORT = {"content_filter", "abort", "error"}  # a finish_reason that means half an answer
+_LAST_CHUNK_S = 0.1  # it follows [DONE] at once
 
 
 class OpenAIGenerator:
-    """Streams from /chat/completions at `url`.
+    """Streams from /chat/completions at `url`; with `stream` off, asks for the answer whole.
 
-    Until the answer begins, connection errors, 429 and 5xx are tried again, `retries` times.
-    `timeout_s` bounds each silence: before the first token, retries included, and from token to
-    token. The whole answer is bounded by `max_tokens`.
+    Until the answer begins, connection errors and 5xx are tried again, `retries` times, after
+    `backoff_s` seconds, doubled each time, and a random part of as many. `first_token_s` bounds the
+    wait for the first token, retries included, and each silence from token to token; `timeout_s`
+    bounds the whole answer. What is None is not sent.
     """
 
     notice = ""
+    server: ClassVar[type[Server] | None] = None
+    """The kind of server, where it need not be found out."""
+    backoff_s = 0.5
 
     def __init__(
         self,
@@ -36,199 +44,170 @@ class OpenAIGenerator:
         url: str,
         model: str,
         api_key: SecretStr | None = None,
+        stream: bool = True,
         temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         max_tokens: int = 512,
-        timeout_s: float = 120.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        context_tokens: int = 0,
+        tokenizer: str = "",
+        first_token_s: float = 60.0,
+        timeout_s: float = 300.0,
         retries: int = 2,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """`options` go into each request, such as {"top_k": 1}; None takes a field out of it."""
+        """`options` go into each request, such as {"min_p": 0.1}; None takes a field out of it."""
         check_url(url, "generator")
         self.model = model
         self._discover = not model
-        self._url = url
-        self._fields: dict[str, Any] = {
+        self._url = url.rstrip("/")
+        self._stream = stream
+        fields = {
+            "stream": stream,
+            "stream_options": {"include_usage": True} if stream else None,
             "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
             "max_tokens": max_tokens,
-            "stream_options": {"include_usage": True},
+            "stop": list(stop) or None,
+            "seed": seed,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
             **(options or {}),
         }
-        self._key = api_key.get_secret_value().strip() if api_key else ""
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._context_tokens = context_tokens
+        self._tokenizer = Tokenizer(tokenizer) if tokenizer else None
+        self._first_token = first_token_s
         self._timeout = timeout_s
-        limit = self._fields.get("max_tokens") or self._fields.get("max_completion_tokens")
-        # A piece has a token or more; a server that sends twice as many ignores the limit.
-        self._most = 2 * limit + 64 if limit else math.inf
         self._retries = retries
+        self._clients = Clients(api_key.get_secret_value().strip() if api_key else "")
+        self._conceded: list[Concession] = []
+        self._probe = Probe(self._url, self._clients, self._conceded, self.server)
 
-    async def stream(self, prompt: Prompt) -> AsyncIterator[str | Usage]:
-        reading = _Reading(self._url)
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
+        clock = Clock(self._first_token if self._stream else self._timeout, self._timeout)
+        reading = Reading(self._url)
         try:
-            async with aclosing(self._events(prompt)) as events:
-                while not reading.done:
-                    async with asyncio.timeout(self._timeout):
-                        event = await anext(events, b"[END]")
-                    if text := reading.text_of(event):
+            async with asyncio.timeout_at(clock.deadline()):
+                first, reading, texts = await self._begun(prompt, clock)
+            async with aclosing(texts):
+                if first:
+                    yield first
+                async for text in texts:
+                    if text:
                         yield text
-                    if reading.pieces > self._most:
-                        raise ModelUnavailable(f"{self._url} does not stop", "look at its log")
-        except TRANSPORT_ERRORS as error:
+        except (Refused, *TRANSPORT_ERRORS) as error:
             # What comes after the finish reason is only the usage.
             if not reading.finish:
-                raise self._failure(error, reading) from error
-        self._check(reading)
+                raise self._failure(error, reading, clock) from error
+        reading.check(self.model)
         yield replace(reading.usage, truncated=reading.finish == "length")
 
-    async def _events(self, prompt: Prompt) -> AsyncGenerator[bytes]:
-        """The data of each server-sent event. Closing it closes the connection: the engine stops.
+    async def check(self) -> str:
+        """The name of the served model: `model` if the server lists it, else the first listed.
 
-        Read here and not by the client's own stream, which hides whether [DONE] came and does not
-        check the shape of what it gives.
+        ModelUnavailable if the server is not ready.
         """
-        async with self._client() as client:
-            if not self.model:
-                self.model = await _served(client)
-            messages: list[Any] = list(prompt.messages)
-            async with client.chat.completions.with_streaming_response.create(
-                model=self.model,
-                messages=messages,
-                stream=True,
-                extra_body={k: v for k, v in self._fields.items() if v is not None},
-            ) as response:
-                rest = b""
-                async for piece in response.iter_bytes():
-                    # On \n alone: U+2028 and its like may stand inside the JSON.
-                    *lines, rest = (rest + piece).split(b"\n")
-                    for line in lines:
-                        if line.startswith(b"data:"):
-                            yield line[5:].strip()
+        return await self._probe.ready(self.model)
 
-    def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=self._url,
-            api_key=self._key or "none",
-            # No read timeout: the client would ask again when it passes, and a server's pings
-            # would keep it from passing.
-            timeout=openai.Timeout(None, connect=5.0),
-            max_retries=self._retries,
-        )
+    async def window(self) -> int:
+        """`context_tokens`, or the server's own limit where that is lower or none is set."""
+        told = await self._probe.window(self.model)
+        return min(self._context_tokens or told, told or self._context_tokens)
 
-    def _failure(self, error: Exception, reading: _Reading) -> ModelError:
+    async def count_tokens(self, messages: Messages) -> int | None:
+        """Counted with `tokenizer` if that is set, else by the server."""
+        if self._tokenizer:
+            return await asyncio.to_thread(self._tokenizer.count, messages)
+        return await self._probe.count(self.model, messages)
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; they close with the loop otherwise."""
+        await self._clients.aclose()
+
+    async def _begun(
+        self, prompt: Prompt, clock: Clock
+    ) -> tuple[str, Reading, AsyncGenerator[str]]:
+        """The first token, and what goes on reading after it."""
+        trying = retrying(self._retries, self.backoff_s, clock)
+        if not self.model:
+            self.model = (await trying(self._probe.listed))[0]
+        asked = {"model": self.model, "messages": list(prompt.messages), **self._fields}
+        while True:
+            body, made = asked, list(self._conceded)
+            for known in made:
+                body = known.change(body)
+            try:
+                return await trying(self._attempt, body, clock)
+            except Refused as refused:
+                more = concession(refused.status, refused.said, made)
+                if more is None:
+                    raise
+                if more not in self._conceded:  # another answer may have been refused as well
+                    self._conceded.append(more)
+
+    async def _attempt(
+        self, body: dict[str, Any], clock: Clock
+    ) -> tuple[str, Reading, AsyncGenerator[str]]:
+        reading = Reading(self._url)
+        texts = self._texts(body, reading, clock)
+        return await anext(texts, ""), reading, texts
+
+    async def _texts(
+        self, body: dict[str, Any], reading: Reading, clock: Clock
+    ) -> AsyncGenerator[str]:
+        """The answer as it comes; "" for a token that is no text of it, such as of reasoning.
+
+        Closing it closes the connection: the engine stops.
+        """
+        client = await self._clients.get()
+        request = client.build_request("POST", f"{self._url}/chat/completions", json=body)
+        response = await client.send(request, stream=True)
+        try:
+            if response.status_code >= 400:
+                await response.aread()
+                raise Refused(response)
+            if response.headers.get("content-type", "").startswith("application/json"):
+                for text in reading.body(await response.aread()):
+                    yield text
+                return
+            async with aclosing(response.aiter_bytes()) as pieces:
+                while not reading.done:
+                    async with asyncio.timeout_at(clock.deadline(reading)):
+                        data = await anext(pieces, b"")
+                    before, silent = (reading.tokens, reading.finish), True
+                    for text in reading.feed(data):
+                        silent = False
+                        yield text
+                    if (reading.tokens, reading.finish) != before:
+                        if silent:
+                            yield ""
+                        clock.heard()
+                with suppress(*TRANSPORT_ERRORS):  # read to its end, the connection is used again
+                    async with asyncio.timeout(_LAST_CHUNK_S):
+                        await anext(pieces, b"")
+        finally:
+            await response.aclose()
+
+    def _failure(self, error: Exception, reading: Reading, clock: Clock) -> ModelError:
         if isinstance(error, TimeoutError):
-            wait = f"{self._timeout:g} s"
-            said = f"sent nothing for {wait}" if reading.written else f"did not answer in {wait}"
+            if clock.over():
+                said, setting = f"did not finish its answer in {self._timeout:g} s", "timeout_s"
+            else:
+                wait = f"{self._first_token:g} s"
+                said = f"sent nothing for {wait}" if reading.tokens else f"did not answer in {wait}"
+                setting = "first_token_s"
             return ModelUnavailable(
-                f"{self._url} {said}", "try again, or raise generator.timeout_s"
+                f"{self._url} {said}", f"try again, or raise generator.{setting}"
             )
-        failure = translated(error, "generator", self._url)
-        if isinstance(error, openai.NotFoundError) and self._discover:
+        if isinstance(error, Refused) and error.status == 404 and self._discover:
             self.model = ""  # the server has another one now: ask it next time
-        return failure
-
-    def _check(self, reading: _Reading) -> None:
-        """Raise if what came is not a whole answer."""
-        if not (reading.finish or reading.whole):
-            if reading.written:
-                raise ModelUnavailable(f"{self._url} broke off its answer", "try again")
-            raise ModelUnavailable(
-                f"{self._url} does not stream an answer",
-                "check generator.url (it ends in /v1), and the server's log",
-            )
-        if reading.finish in _CUT_SHORT:
-            raise ModelError(
-                f"{self._url} stopped its answer ({reading.finish})", "look at the server's log"
-            )
-        if not reading.written:
-            # Not an abstention: the model has a word for that.
-            raise ModelError(
-                f"{self.model} gave an empty answer",
-                "raise generator.max_tokens (a reasoning model may spend it all before it answers)"
-                if reading.finish == "length"
-                else "look at the server's log",
-            )
-
-
-async def _served(client: openai.AsyncOpenAI) -> str:
-    """The first model that the server lists."""
-    response = await client.models.with_raw_response.list()
-    models = _Models.model_validate(json.loads(response.content)).data
-    if not models:
-        raise ModelUnavailable(f"{client.base_url} serves no model", "set generator.model")
-    return models[0].id
-
-
-class _Reading:
-    """What is known so far of one streamed answer."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.done = False  # nothing more is to be read
-        self.whole = False  # the server said that this is all
-        self.written = False
-        self.pieces = 0
-        self.finish = ""
-        self.usage = Usage()
-
-    def text_of(self, event: bytes) -> str:
-        """The text that an event brings. ValueError if it is not of the protocol."""
-        if event in (b"[DONE]", b"[END]"):
-            self.done = True
-            self.whole = event == b"[DONE]"
-            return ""
-        chunk = _Chunk.model_validate_json(event)
-        if chunk.error:
-            raise chunk.error.refusal(self._url)
-        if chunk.usage:
-            self.usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
-        if not chunk.choices:
-            return ""
-        choice = chunk.choices[0]
-        self.finish = choice.finish_reason or self.finish
-        text = (choice.delta and choice.delta.content) or ""
-        self.written = self.written or bool(text.strip())
-        self.pieces += bool(text)
-        return text
-
-
-# The fields of the protocol that are read. Servers leave out, add and null the others.
-class _Model(BaseModel):
-    id: str
-
-
-class _Models(BaseModel):
-    data: list[_Model]
-
-
-class _Delta(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Error(BaseModel):
-    message: str = ""
-    code: int | str | None = None
-
-    def refusal(self, url: str) -> ModelError:
-        code = str(self.code)
-        status = int(code) if code.isdecimal() else 500
-        return refusal(status, self.message, "generator", url)
-
-
-class _Chunk(BaseModel):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: _Error | None = None
-
-    @field_validator("error", mode="before")
-    @classmethod
-    def _in_words(cls, error: Any) -> Any:
-        return {"message": error} if isinstance(error, str) else error
+        return translated(error, "generator", self._url)

@@ -14,7 +14,7 @@ import httpx2
 from pydantic import AliasChoices, BaseModel, Field, SecretStr, TypeAdapter
 
 from rag.errors import ModelUnavailable
-from rag.openai_api import check_url
+from rag.model_server import check_url
 
 _FIRST_PAUSE_S = 0.2  # short: somebody is waiting for an answer
 _NO_CONNECTION = (httpx2.ConnectError, httpx2.ConnectTimeout)

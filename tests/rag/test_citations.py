@@ -1,4 +1,4 @@
-"""Markers in answers, and the citations that they become."""
+"""Markers in answers as they stream."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.citations import Markers, cite
-from rag.types import Chunk, Hit
+from rag.citations import Markers
 
 PASSAGES = 5
 FRAGMENTS = [
@@ -103,84 +102,3 @@ def test_a_long_answer_takes_no_long_time() -> None:
     for unit in ("[", " ", "\n[", "[1,", "[1-999]", "[ "):
         shown(list(unit * (1500 // len(unit))))
     assert time.process_time() - started < 5  # half a second is usual, and 20 if it is cubic
-
-
-# --- citations
-
-PUMP = (
-    "The pump must be checked every spring. Its tank holds 5 litres of oil. "
-    "Error E-22 means that the cells are out of balance. Press the blue button for ten seconds."
-)
-CHINESE = "每年春天检查水泵。油箱的容积是五升。错误E-22表示电池不平衡。"
-
-
-def hit(text: str, number: int) -> Hit:
-    chunk = Chunk(
-        id=f"chunk-{number}",
-        document_id="doc",
-        version="v",
-        position=number,
-        text=text,
-        source="pump.md",
-        title="Pump",
-        page=number,
-    )
-    return Hit(chunk, 0.5)
-
-
-HITS = [hit(PUMP, 1), hit(CHINESE, 2), hit("Nothing of this is about machines at all.", 3)]
-
-
-@pytest.mark.parametrize(
-    ("answer", "quotes"),
-    [
-        ("The tank holds 5 litres of oil [1].", {1: ["Its tank holds 5 litres of oil."]}),
-        ("The tank holds 5 litres of oil. [1]", {1: ["Its tank holds 5 litres of oil."]}),
-        ("According to [1], the tank holds 5 litres.", {1: ["Its tank holds 5 litres of oil."]}),
-        ("[1] says that the tank holds 5 litres.", {1: ["Its tank holds 5 litres of oil."]}),
-        (
-            "E-22 means cells out of balance [1]: press the blue button for ten seconds [1].",
-            {
-                1: [
-                    "Error E-22 means that the cells are out of balance.",
-                    "Press the blue button for ten seconds.",
-                ]
-            },
-        ),
-        (
-            "Check the pump each spring.\n\n5 litres of oil in its tank [1]",
-            {1: ["Its tank holds 5 litres of oil."]},
-        ),
-        ("油箱的容积是五升[2]。", {2: ["油箱的容积是五升。"]}),
-        (
-            "油箱的容积是五升。[2][1] The pump is checked every spring [1].",
-            {2: ["油箱的容积是五升。"], 1: ["The pump must be checked every spring."]},
-        ),
-        ("Bananas are yellow [3].", {3: []}),
-        ("It holds 5 litres.", {}),
-        ("A passage that is not there [4], nor [0], nor [99999].", {}),
-        pytest.param(f"Not a number for int() [{'9' * 5000}].", {}, id="5000 digits"),
-    ],
-)
-def test_citations_quote_the_sentence_that_supports(
-    answer: str, quotes: dict[int, list[str]]
-) -> None:
-    citations = cite(answer, HITS)
-    assert [citation.marker for citation in citations] == list(quotes), "in order of first use"
-    assert {citation.marker: citation.quotes() for citation in citations} == quotes
-
-
-def test_a_citation_says_where_its_passage_is() -> None:
-    (citation,) = cite("油箱的容积是五升[2]。", HITS)
-    assert (citation.chunk_id, citation.page, citation.source) == ("chunk-2", 2, "pump.md")
-
-
-@given(answers, st.lists(st.sampled_from([*FRAGMENTS, PUMP, CHINESE]), max_size=8).map("".join))
-def test_spans_lie_inside_the_passage(answer: str, passage: str) -> None:
-    text, cited, _ = shown([answer], passages=2)
-    citations = cite(text, [hit(passage, 1), hit(PUMP, 2)])
-    assert [citation.marker for citation in citations] == cited
-    for citation in citations:
-        for start, end in citation.spans:
-            assert 0 <= start < end <= len(citation.text)
-            assert citation.text[start:end].strip() == citation.text[start:end]

@@ -66,7 +66,7 @@ def test_temperature_and_options_reach_the_engine(llama: str) -> None:
             model=MODEL,
             max_tokens=16,
             temperature=temperature,
-            options={"seed": seed},  # not a parameter of the client: goes into the body
+            seed=seed,
         )
         return text_of(run(generator, STORY))
 
@@ -128,8 +128,10 @@ WHOLE = stream(token("It holds "), token("5 l."), END, USAGE, "[DONE]")
 
 
 def generator(server: RawServer, **settings: Any) -> OpenAIGenerator:
-    settings = {"model": "m", "timeout_s": 0.2, **settings}
-    return OpenAIGenerator(url=server.url, **settings)
+    settings = {"model": "m", "first_token_s": 0.2, **settings}
+    made = OpenAIGenerator(url=server.url, **settings)
+    made.backoff_s = 0.01
+    return made
 
 
 @pytest.mark.parametrize(
@@ -217,11 +219,11 @@ def test_whole_answers(events: list[object], expected: list[str | Usage]) -> Non
             Reply(answer(200, "<html></html>")), ModelUnavailable, "ends in /v1", id="HTML"
         ),
         pytest.param(
-            Reply(answer(200, {"choices": []})), ModelUnavailable, "does not stream", id="JSON"
+            Reply(answer(200, {"choices": []})), ModelUnavailable, "does not give", id="JSON"
         ),
         pytest.param(Reply(b"SSH-2.0-OpenSSH\r\n"), ModelUnavailable, "broke off", id="not HTTP"),
-        pytest.param(Reply(stream()), ModelUnavailable, "does not stream", id="empty stream"),
-        pytest.param(Reply(stream(USAGE)), ModelUnavailable, "does not stream", id="only usage"),
+        pytest.param(Reply(stream()), ModelUnavailable, "does not give", id="empty stream"),
+        pytest.param(Reply(stream(USAGE)), ModelUnavailable, "does not give", id="only usage"),
         pytest.param(
             Reply(stream(END, USAGE, "[DONE]")), ModelError, "empty answer", id="no text at all"
         ),
@@ -235,7 +237,7 @@ def test_whole_answers(events: list[object], expected: list[str | Usage]) -> Non
 )
 def test_failures_before_the_first_token(reply: Reply, kind: type[ModelError], words: str) -> None:
     with RawServer(reply) as server, pytest.raises(ModelError, match=words) as raised:
-        run(generator(server, retries=0, timeout_s=0.2 if reply.then == "hang" else 5))
+        run(generator(server, retries=0, first_token_s=0.2 if reply.then == "hang" else 5))
     assert type(raised.value) is kind
 
 
@@ -313,53 +315,208 @@ def test_connection_refused() -> None:
 
 # --- trying again
 
-AT_ONCE = "Retry-After-Ms: 1"
 
-
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [500, 502, 503])
 def test_a_passing_failure_is_tried_again(status: int) -> None:
-    with RawServer(Reply(answer(status, {}, AT_ONCE)), Reply(WHOLE)) as server:
-        assert text_of(run(generator(server, timeout_s=5))) == "It holds 5 l."
+    with RawServer(Reply(answer(status, {})), Reply(WHOLE)) as server:
+        assert text_of(run(generator(server, first_token_s=5))) == "It holds 5 l."
         assert len(server.requests) == 2
 
 
-def test_a_connection_dropped_before_the_answer_is_tried_again() -> None:
-    with RawServer(Reply(), Reply(WHOLE)) as server:
-        assert text_of(run(generator(server, timeout_s=5))) == "It holds 5 l."
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(Reply(), id="before its status"),
+        pytest.param(Reply(chunked(stream())[:-5]), id="after its status"),
+        pytest.param(Reply(chunked(stream(token(None, role="assistant")))), id="after the role"),
+    ],
+)
+def test_a_connection_dropped_before_the_answer_is_tried_again(reply: Reply) -> None:
+    with RawServer(reply, Reply(WHOLE)) as server:
+        assert text_of(run(generator(server, first_token_s=5))) == "It holds 5 l."
 
 
-def test_a_lasting_failure_is_tried_three_times() -> None:
-    with RawServer(Reply(answer(500, "<html>no</html>", AT_ONCE))) as server:
+def test_a_connection_refused_is_tried_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    made = OpenAIGenerator(url=url, model="m", retries=2)
+    made.backoff_s = 0.1
+    started = time.monotonic()
+    with pytest.raises(ModelUnavailable, match="no server answers"):
+        run(made)
+    assert time.monotonic() - started >= 0.3, "two pauses, 0.1 and 0.2 s or more"
+
+
+def test_a_lasting_failure_is_tried_three_times_at_growing_intervals() -> None:
+    with RawServer(Reply(answer(500, "<html>no</html>"))) as server:
+        made = generator(server, first_token_s=5)
+        made.backoff_s = 0.05
         with pytest.raises(ModelUnavailable, match=r"failed \(500\)"):
-            run(generator(server, timeout_s=5))
-        assert len(server.requests) == 3
+            run(made)
+        first, second, third = server.times
+    # A random part of 0.05 comes on top of each: the same pause again would be under 0.1.
+    assert second - first >= 0.05
+    assert third - second >= 0.1
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 422, 429])
+def test_what_does_not_pass_is_not_tried_again(status: int) -> None:
+    with RawServer(Reply(answer(status, {"error": {"message": "no"}})), Reply(WHOLE)) as server:
+        with pytest.raises(ModelError):
+            run(generator(server, first_token_s=5))
+        assert len(server.requests) == 1
 
 
 def test_silence_is_not_tried_again() -> None:
     with RawServer(Reply(then="hang"), Reply(WHOLE)) as server:
-        with pytest.raises(ModelUnavailable, match="did not answer"):
+        with pytest.raises(ModelUnavailable, match=r"did not answer.*generator\.first_token_s"):
             run(generator(server))
         assert len(server.requests) == 1
 
 
-def test_waiting_to_try_again_counts_as_silence() -> None:
+def test_a_server_is_asked_again_when_it_wants_to_be() -> None:
+    with RawServer(Reply(answer(503, {}, "Retry-After: 1")), Reply(WHOLE)) as server:
+        run(generator(server, first_token_s=5))
+        first, second = server.times
+    assert second - first >= 1
+
+
+@pytest.mark.parametrize("after", ["30", "Fri, 31 Dec 2199 23:59:59 GMT"])
+def test_a_server_that_wants_to_be_asked_too_late_is_not_waited_for(after: str) -> None:
     started = time.monotonic()
-    overloaded = Reply(answer(503, {}, "Retry-After: 30"))
+    overloaded = Reply(answer(503, {}, f"Retry-After: {after}"))
     with (
         RawServer(overloaded) as server,
-        pytest.raises(ModelUnavailable, match="did not answer"),
+        pytest.raises(ModelUnavailable, match=r"failed \(503\); try again in \d+ s"),
     ):
-        run(generator(server))
+        run(generator(server, first_token_s=20))
     assert time.monotonic() - started < 5
+
+
+def test_waiting_to_try_again_counts_as_silence() -> None:
+    with RawServer(Reply(answer(500, {}))) as server:
+        made = generator(server)
+        made.backoff_s = 10
+        with pytest.raises(ModelUnavailable, match=r"did not answer in 0\.2 s"):
+            run(made)
+
+
+# --- how long an answer may take
+
+
+def test_the_whole_answer_is_bounded_too() -> None:
+    slow = Reply(stream(token("It ")), "ping")
+    words = r"did not finish.*0\.3 s.*generator\.timeout_s"
+    with RawServer(slow) as server, pytest.raises(ModelUnavailable, match=words):
+        run(generator(server, first_token_s=5, timeout_s=0.3))
+
+
+def test_an_answer_asked_for_whole_has_the_whole_time() -> None:
+    words = r"did not finish.*0\.3 s.*generator\.timeout_s"
+    with RawServer(Reply(then="hang")) as server, pytest.raises(ModelUnavailable, match=words):
+        run(generator(server, stream=False, first_token_s=0.1, timeout_s=0.3))
+
+
+def test_a_connection_left_open_after_the_end_does_not_keep_the_answer() -> None:
+    with RawServer(Reply(WHOLE, "hang")) as server:
+        assert run(generator(server))[-1] == Usage(7, 3)
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_the_silence_is_counted_from_token_to_token(field: str) -> None:
+    slow = [{"choices": [{"delta": {field: "a"}}]}] * 5
+    with RawServer(Reply(stream(*slow, token("b"), END), "drip")) as server:
+        assert text_of(run(generator(server, first_token_s=1.0))).endswith("b")
+        assert time.monotonic() - server.times[0] > 1
+
+
+def test_what_the_reader_takes_is_no_silence_of_the_server() -> None:
+    async def slowly(server: RawServer) -> list[str | Usage]:
+        pieces = []
+        async for piece in pieces_of(generator(server)):
+            pieces.append(piece)
+            await asyncio.sleep(0.25)
+        return pieces
+
+    with RawServer(Reply(WHOLE)) as server:
+        assert asyncio.run(slowly(server))[-1] == Usage(7, 3)
+
+
+# --- connections
+
+KEPT = Reply(chunked(WHOLE.replace(b"Connection: close\r\n", b"")) + b"0\r\n\r\n", "keep")
+
+
+def test_a_connection_is_used_again() -> None:
+    async def twice(made: OpenAIGenerator) -> None:
+        for _ in range(3):
+            async for _ in pieces_of(made):
+                pass
+
+    with RawServer(KEPT) as server:
+        asyncio.run(twice(generator(server)))
+        assert (len(server.requests), server.connections) == (3, 1)
+
+
+def test_each_event_loop_has_its_own_connections_and_closes_them() -> None:
+    with RawServer(KEPT) as server:
+        made = generator(server)
+        run(made)
+        run(made)  # the first loop is closed: its connection could not be used
+        assert (len(server.requests), server.connections) == (2, 2)
+
+
+def test_closing_closes_the_connections_and_the_next_answer_opens_new_ones() -> None:
+    async def close_between(made: OpenAIGenerator) -> None:
+        await made.aclose()
+        for _ in range(2):
+            async for _ in pieces_of(made):
+                pass
+            await made.aclose()
+
+    with RawServer(KEPT) as server:
+        asyncio.run(close_between(generator(server)))
+        assert server.connections == 2
+
+
+def test_leaving_one_answer_leaves_the_others() -> None:
+    slow = Reply(stream(*TWO), "hang")
+
+    async def leave_one(server: RawServer) -> str:
+        made = generator(server, first_token_s=5)
+        left = pieces_of(made)
+        await anext(left)
+        other = pieces_of(made)
+        await anext(other)
+        await left.aclose()
+        rest = "".join([str(piece) async for piece in other if isinstance(piece, str)])
+        await other.aclose()
+        return rest
+
+    with RawServer(slow, Reply(WHOLE)) as server:
+        assert asyncio.run(leave_one(server)) == "5 l."
+
+
+def test_many_answers_at_once() -> None:
+    async def all_at_once(made: OpenAIGenerator) -> list[str]:
+        async def one() -> str:
+            return "".join([p async for p in pieces_of(made) if isinstance(p, str)])
+
+        return await asyncio.gather(*(one() for _ in range(64)))
+
+    with RawServer(Reply(WHOLE)) as server:
+        assert set(asyncio.run(all_at_once(generator(server, first_token_s=10)))) == {
+            "It holds 5 l."
+        }
 
 
 # --- what is sent
 
 
 def test_the_request_holds_the_settings_and_the_options() -> None:
-    options = {"top_k": 1, "max_tokens": None, "max_completion_tokens": 9}
+    options = {"min_p": 0.1, "max_tokens": None, "max_completion_tokens": 9}
     with RawServer(Reply(WHOLE)) as server:
-        run(generator(server, temperature=0.3, max_tokens=5, options=options))
+        run(generator(server, temperature=0.3, max_tokens=5, stop=["\n"], seed=0, options=options))
     path, body = server.requests[0]
     assert path == "/v1/chat/completions"
     assert body == {
@@ -368,9 +525,27 @@ def test_the_request_holds_the_settings_and_the_options() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": 0.3,
-        "top_k": 1,
+        "stop": ["\n"],
+        "seed": 0,
+        "min_p": 0.1,
         "max_completion_tokens": 9,
     }
+
+
+def test_every_setting_of_sampling_has_its_name() -> None:
+    settings = {
+        "top_p": 0.9,
+        "top_k": 20,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.1,
+    }
+    with RawServer(Reply(WHOLE)) as server:
+        run(generator(server, **settings))
+        run(generator(server, **dict.fromkeys(settings), stop=[], seed=None))
+    (_, all_set), (_, none_set) = server.requests
+    assert all_set.items() >= settings.items()
+    assert not {*settings, "stop", "seed"} & set(none_set)
 
 
 @pytest.mark.parametrize(
@@ -386,14 +561,14 @@ def test_a_server_that_names_no_model(models: object, words: str) -> None:
         RawServer(Reply(answer(200, models))) as server,
         pytest.raises(ModelUnavailable, match=words),
     ):
-        run(generator(server, model="", timeout_s=5))
+        run(generator(server, model="", first_token_s=5))
 
 
 def test_a_discovered_model_that_is_gone_is_discovered_again() -> None:
     old, new = (Reply(answer(200, {"data": [{"id": name}]})) for name in ("old", "new"))
     gone = Reply(answer(404, {"error": {"message": "no such model"}}))
     with RawServer(old, gone, new, Reply(WHOLE)) as server:
-        asked = generator(server, model="", timeout_s=5)
+        asked = generator(server, model="", first_token_s=5)
         with pytest.raises(ModelError, match="no such model"):
             run(asked)
         run(asked)

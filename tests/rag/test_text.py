@@ -1,17 +1,13 @@
-"""Sentences, terms and evidence: what quoting and abstaining stand on."""
+"""Sentences and terms: what quoting and abstaining stand on."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.evidence import evidence
 from rag.sentences import is_cjk, sentences
 from rag.terms import coverage, identifiers, terms
-from rag.types import Chunk, Hit
 
 
 def split(text: str) -> list[str]:
@@ -102,21 +98,3 @@ def test_coverage_is_a_share_by_weight() -> None:
 )
 def test_is_cjk(text: str, expected: bool) -> None:
     assert is_cjk(text) is expected
-
-
-def hit(text: str, score: float) -> Hit:
-    return Hit(Chunk("c", "d", "v", 0, text, "/s", "Title"), score)
-
-
-def test_evidence_grows_with_score_and_words_and_falls_for_unknown_names() -> None:
-    question = "What does error E-22 mean?"
-    passage = [hit("Error E-22 means that the cells differ.", 9.9)]  # scores say nothing here
-    strong, weak = evidence(question, passage, 0.7), evidence(question, passage, 0.2)
-    other = evidence("What does error E-45 mean?", passage, 0.7)
-    assert 0 < other < weak < strong < 1
-    assert evidence(question, passage, None) > 0.9  # only words were searched, and all are there
-    assert evidence(question, [], None) == 0.0
-    chinese = "青岛公司的年假有几天？"
-    assert evidence(chinese, [hit("青岛公司年假十三天。", 0.5)], 0.5) > 0.5
-    assert evidence(chinese, [hit("完全无关", 0.9)], 0.9) < 0.1
-    assert re.search("年假", chinese)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -19,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ DIMENSIONS = 576
 CONTEXT_TOKENS = 2048
 # Read on import: tests run without the RAG_* variables.
 CACHE = Path(os.environ.get("RAG_TEST_CACHE") or Path.home() / ".cache" / "ragline-tests")
+RECORDINGS = Path(__file__).parents[1] / "recordings"
 
 
 # --- a real server
@@ -121,24 +123,34 @@ def _run_llama(path: str, kind: str) -> None:
 
 @dataclass(frozen=True)
 class Reply:
-    """The bytes of one answer, and what happens to the connection after them."""
+    """The bytes of one answer, and what happens to the connection after them.
+
+    "drip" sends them event by event, a quarter of a second apart, and closes.
+    """
 
     data: bytes = b""
-    then: Literal["close", "reset", "hang", "ping"] = "close"
+    then: Literal["close", "reset", "hang", "ping", "keep", "drip"] = "close"
 
 
 class RawServer:
-    """Gives each connection the next of its replies, the last one again and again.
+    """Gives each request the next of its replies, the last one again and again.
 
-    `requests` holds the path and the JSON body of what was asked. Use it as a context manager.
+    A path in `paths` has a reply of its own. After a reply with "keep" the connection takes another
+    request. `requests` holds the path and the JSON body of what was asked, `times` when, in
+    seconds; `connections` counts them. Use it as a context manager.
     """
 
-    def __init__(self, *replies: Reply) -> None:
+    def __init__(
+        self, *replies: Reply, paths: Mapping[str, Reply] | None = None, port: int = 0
+    ) -> None:
         self._replies = list(replies)
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._paths = paths or {}
+        self._listening = socket.create_server(("127.0.0.1", port))
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
         self.requests: list[tuple[str, Any]] = []
+        self.times: list[float] = []
+        self.connections = 0
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
 
     def __enter__(self) -> RawServer:
@@ -159,22 +171,38 @@ class RawServer:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
+            self.connections += 1
+            connection.settimeout(5)  # one that is kept open must not keep the test open
             thread = threading.Thread(target=self._answer, args=(connection,))
             self._threads.append(thread)
             thread.start()
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            path, body = _request(connection)
-            self.requests.append((path, body))
-            reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
-            connection.sendall(reply.data)
+            while (reply := self._reply(connection)).then == "keep":
+                pass
             if reply.then == "hang":
                 self._stop.wait()
             while reply.then == "ping" and not self._stop.wait(0.05):
                 connection.sendall(b": ping\n\n")
             if reply.then == "reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _reply(self, connection: socket.socket) -> Reply:
+        path, body = _request(connection)
+        self.requests.append((path, body))
+        self.times.append(time.monotonic())
+        if path in self._paths:
+            reply = self._paths[path]
+        else:
+            reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        if reply.then == "drip":
+            for event in reply.data.split(b"\n\n"):
+                connection.sendall(event + b"\n\n")
+                self._stop.wait(0.25)
+        else:
+            connection.sendall(reply.data)
+        return reply
 
 
 def _request(connection: socket.socket) -> tuple[str, Any]:
@@ -223,6 +251,25 @@ def chunked(data: bytes) -> bytes:
     """The same answer in chunks, without the chunk that ends it."""
     head, _, body = data.partition(b"\r\n\r\n")
     return head + b"\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(body), body)
+
+
+def recording(name: str, *, cut: bool = False) -> bytes:
+    """The answer in tests/recordings/NAME.http as it went over the wire.
+
+    Lines of # tell where it comes from. A body of events goes in chunks, one an event; with `cut`
+    the chunk that ends them is missing, as when the server dies.
+    """
+    text = (RECORDINGS / f"{name}.http").read_text("utf-8")
+    head, _, body = re.sub(r"^(#.*\n)+", "", text).partition("\n\n")
+    lines = head.split("\n")
+    if "transfer-encoding: chunked" in head.lower():
+        events = [event.encode() for event in body.splitlines(keepends=True)]
+        data = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
+        data += b"" if cut else b"0\r\n\r\n"
+    else:
+        data = body.encode()
+        lines.append(f"Content-Length: {len(data)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
 
 
 if __name__ == "__main__":

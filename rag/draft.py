@@ -1,0 +1,134 @@
+"""Prompt -> the text of an answer: what a generator writes, with valid markers only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from rag.breaker import Breaker
+from rag.citations import Markers
+from rag.errors import ModelError
+from rag.prompt import NO_ANSWER
+from rag.protocols import Generator
+from rag.support import Cited
+from rag.types import Answer, Prompt, Usage
+
+
+@dataclass(slots=True)
+class Draft:
+    """What is known so far of the answer to one question.
+
+    `refused`: there is too little evidence, so no generator is asked. `failed`: the generator did
+    already, before it was asked for the answer.
+    """
+
+    question: str
+    search: str
+    prompt: Prompt = field(default_factory=lambda: Prompt("", ()))
+    evidence: float = 0.0
+    refused: bool = False
+    failed: ModelError | None = None
+    text: str = ""
+    model: str = ""
+    notice: str = ""
+    degraded: list[str] = field(default_factory=list)
+    abstained: bool = False
+    invalid: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cited: Cited = field(default_factory=Cited)
+    timings: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.perf_counter)
+    _lapped: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the lap before to that of a stage."""
+        now = time.perf_counter()
+        self.timings[stage] = self.timings.get(stage, 0.0) + (now - self._lapped) * 1000
+        self._lapped = now
+
+    def answer(self) -> Answer:
+        """The answer as it stands now."""
+        total = (time.perf_counter() - self._started) * 1000
+        timings = {**self.timings, "total": total}
+        return Answer(
+            question=self.question,
+            text=self.text,
+            citations=self.cited.citations,
+            abstained=self.abstained,
+            model=self.model,
+            statements=self.cited.statements,
+            evidence=self.evidence,
+            search=self.search,
+            dropped=self.prompt.dropped,
+            degraded=tuple(self.degraded),
+            notice="" if self.abstained else self.notice,
+            invalid_markers=self.invalid,
+            timings_ms={stage: round(ms, 2) for stage, ms in timings.items()},
+            usage=self.usage,
+        )
+
+
+async def write(
+    draft: Draft, generator: Generator, fallback: Generator, breaker: Breaker
+) -> AsyncGenerator[str]:
+    """The answer's text as it comes; what the fallback says from where the generator failed."""
+    try:
+        with breaker.calling():
+            if draft.failed:
+                raise draft.failed
+            async with aclosing(_written(draft, generator)) as pieces:
+                async for piece in pieces:
+                    yield piece
+    except ModelError as error:
+        draft.degraded.append("generator")
+        failed = f"the model failed ({error.message}); sentences quoted from the documents"
+        if draft.text:
+            draft.text += "\n\n"
+            yield "\n\n"
+        async with aclosing(_written(draft, fallback)) as pieces:
+            async for piece in pieces:
+                yield piece
+        draft.notice = failed
+
+
+async def _written(draft: Draft, generator: Generator) -> AsyncGenerator[str]:
+    markers = Markers(len(draft.prompt.passages))
+    held = ""  # what may still become NO_ANSWER and so is not shown
+    draft.notice = generator.notice
+    try:
+        async with aclosing(generator.stream(draft.prompt)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Usage):
+                    draft.usage = piece
+                    if piece.truncated:
+                        draft.notice = "the answer was cut off at generator.max_tokens"
+                    continue
+                if "first_token" not in draft.timings:
+                    draft.lap("first_token")
+                said, mark, held = (held + piece).partition(NO_ANSWER)
+                if not mark:
+                    said, held = _without_beginning(said)
+                if shown := markers.feed(said):
+                    draft.text += shown
+                    yield shown
+                if mark:
+                    held = ""
+                    break
+        if rest := markers.feed(held) + markers.finish():
+            draft.text += rest
+            yield rest
+        draft.abstained = not draft.text.strip()
+    finally:
+        draft.model = generator.model
+        draft.invalid += markers.invalid
+        draft.lap("generate")
+
+
+def _without_beginning(text: str) -> tuple[str, str]:
+    """A text without what may be the beginning of NO_ANSWER at its end, and that."""
+    for length in range(min(len(text), len(NO_ANSWER) - 1), 0, -1):
+        if NO_ANSWER.startswith(text[-length:]):
+            return text[:-length], text[-length:]
+    return text, ""
