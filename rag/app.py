@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rag.evaluation.abstain import Calibrated
     from rag.evaluation.corpus import Corpus
     from rag.evaluation.dataset import Dataset
+    from rag.evaluation.judge import Judge
     from rag.evaluation.tune import Tuning
     from rag.evidence import Calibration
     from rag.filters import Filter
@@ -293,6 +294,21 @@ class App:
 
         settings = self.settings.generator
         return Breaker(settings.breaker_failures, settings.breaker_reset_s)
+
+    def judge(self) -> Judge | None:
+        """What judges answers, ready; None where no url is set. Raises InputError, ModelError."""
+        from rag.evaluation.judge import Judge
+        from rag.templates import Templates
+
+        settings = self.settings.judge
+        if not settings.url:
+            if settings.model:
+                raise InputError("the judge has no server", "add --judge-url URL, or set judge.url")
+            return None
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        judge = Judge(**values, templates=Templates(self.settings.answer.templates))
+        judge.check()
+        return judge
 
     def copy(
         self,

@@ -141,10 +141,14 @@ def _messages(
 
 
 def _turns(history: Sequence[Turn]) -> Messages:
-    """Earlier turns, without their markers: these led to passages that are not here any more."""
+    """Earlier turns, without their markers: these led to passages that are not here any more.
+
+    One of which only the question is known is left out: many chat templates want roles in turn.
+    """
     return tuple(
         message
         for turn in history
+        if turn.answer.strip()
         for message in (
             {"role": "user", "content": turn.question},
             {"role": "assistant", "content": _MARKER.sub("", turn.answer)},

@@ -7,6 +7,7 @@ of characters, which needs no dictionary.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -29,6 +30,7 @@ _STOP = frozenset(
     ).split()
 )
 
+_one_at_a_time = threading.Lock()
 _STOP_CJK = re.compile(
     "什么|多少|怎么样|怎么|怎样|如何|哪些|哪个|哪里|哪儿|哪一|是否|可以|能否|需要|应该|为什么|"
     "请问|我们|你们|他们|多长时间|多久|时候|有没有|是不是|[的了是在有和与及或吗呢吧啊么我你他她它几谁被把对从到就都也很该其之于为]"
@@ -77,7 +79,10 @@ def _word(token: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=100_000)  # words are few; numbers and names, which pass it by, are without end
 def _stemmed(word: str) -> tuple[str, ...]:
-    return () if word in _STOP else (_stemmer().stemWord(word),)
+    if word in _STOP:
+        return ()
+    with _one_at_a_time:  # it keeps the word that it works on in itself
+        return (_stemmer().stemWord(word),)
 
 
 @cache

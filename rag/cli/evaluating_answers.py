@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rag.cli import figures
 from rag.cli.context import print_json
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rag.evaluation.answers import Scored
     from rag.evaluation.corpus import Corpus
     from rag.evaluation.dataset import Dataset
-    from rag.evaluation.judge import Judge
     from rag.evaluation.questions import Question
     from rag.evaluation.summary import AnswerEvaluation
     from rag.retrieve import SearchOptions
@@ -97,7 +96,7 @@ def measure(
         return terminal.chunk_progress(done, quiet=quiet, things=things)
 
     condition = parse_json(where)
-    judge = _judge(app)
+    judge = app.judge()
     if corpus:
         with show("indexed", "documents") as progress, app.evaluation_target(corpus, progress):
             pass
@@ -135,22 +134,6 @@ def measure(
         settings=settings,
         remarks=remarks,
     )
-
-
-def _judge(app: App) -> Judge | None:
-    """The judge of the settings, ready; None where no url is set."""
-    from rag.evaluation.judge import Judge
-    from rag.templates import Templates
-
-    settings = app.settings.judge
-    if not settings.url:
-        if settings.model:
-            raise InputError("the judge has no server", "add --judge-url URL, or set judge.url")
-        return None
-    values: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
-    judge = Judge(**values, templates=Templates(app.settings.answer.templates))
-    judge.check()
-    return judge
 
 
 def tell(

@@ -21,16 +21,24 @@ Show: TypeAlias = Callable[[str, str], AbstractContextManager[Callable[[int, int
 
 
 def ask(
-    answerer: Answerer, questions: Sequence[Question], k: int, where: Filter | None = None
+    answerer: Answerer,
+    questions: Sequence[Question],
+    k: int,
+    where: Filter | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[Answer]:
-    """The answers in the order of the questions; those of conversations come one at a time."""
+    """The answers in the order of the questions; those of conversations come one at a time.
+
+    `whole` is as `Answerer.ask_many` has it.
+    """
     for follows_up, some in groupby(questions, key=lambda question: bool(question.earlier)):
         if follows_up:
             for question in some:
                 yield answerer.ask(question.text, k, where, question.earlier)
         else:
             texts = [question.text for question in some]
-            yield from answerer.ask_many(texts, k, where, whole=True)
+            yield from answerer.ask_many(texts, k, where, whole=whole)
 
 
 def measured(
@@ -51,7 +59,7 @@ def measured(
     found: list[Answer] = []
     with show("answered", "questions") as progress:
         started = time.perf_counter()
-        for answer in ask(answerer, questions, k, where):
+        for answer in ask(answerer, questions, k, where, whole=True):
             found.append(answer)
             progress(len(found), len(questions))
         seconds = time.perf_counter() - started

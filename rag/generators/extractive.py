@@ -16,7 +16,7 @@ from rag.protocols import Embedder
 from rag.sentences import is_cjk
 from rag.types import Prompt, Usage
 
-_WORSE = 0.25  # how far below the best sentence's score one is still worth quoting
+_WORSE = 0.5  # how far below the best sentence's score one is still worth quoting
 
 
 class ExtractiveGenerator:

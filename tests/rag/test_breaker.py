@@ -10,7 +10,7 @@ from rag.errors import ContextTooLong, ModelUnavailable
 
 
 def fail(breaker: Breaker, error: Exception | None = None) -> None:
-    with pytest.raises(Exception) as raised, breaker.calling():  # noqa: PT011
+    with pytest.raises(Exception) as raised, breaker.calling():
         raise error or ModelUnavailable("down")
     assert raised.value.__class__ in (ModelUnavailable, type(error))
 
@@ -33,7 +33,7 @@ def test_failures_in_a_row_open_it_and_a_success_between_them_does_not() -> None
     assert breaker.state == "closed"
     fail(breaker)
     assert breaker.state == "open"
-    with pytest.raises(ModelUnavailable, match="3 times in a row .* 60 s"), breaker.calling():
+    with pytest.raises(ModelUnavailable, match=r"3 times in a row .* 60 s"), breaker.calling():
         raise AssertionError("it let a call pass")
 
 

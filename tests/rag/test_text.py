@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import string
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
 import pytest
+import snowballstemmer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,3 +104,22 @@ def test_coverage_is_a_share_by_weight() -> None:
 )
 def test_is_cjk(text: str, expected: bool) -> None:
     assert is_cjk(text) is expected
+
+
+def test_threads_stem_words_as_one_thread_does() -> None:
+    """The stemmer works on a word in itself: two threads in it gave wrong stems, or IndexError."""
+    stems = string.ascii_lowercase
+    words = [
+        f"{a}{b}{c}{end}"
+        for a, b, c in product(stems[:8], "aeiou", stems[8:20])
+        for end in ("ational", "ing", "fulness", "izations")
+    ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(terms, words))
+    finally:
+        sys.setswitchinterval(interval)
+    alone = snowballstemmer.stemmer("english")
+    assert found == [frozenset({alone.stemWord(word)}) for word in words]

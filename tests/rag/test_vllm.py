@@ -204,6 +204,32 @@ def test_a_question_is_answered_by_the_engine_in_the_process(tmp_path: Path) -> 
     assert answer["timings_ms"]["first_token"] > 0
 
 
+def test_answers_are_measured_by_the_engine_in_batches(tmp_path: Path) -> None:
+    """`rag eval --answers` gives all prompts to LLM at once."""
+    (tmp_path / "qrels").mkdir()
+    rows = [("d1", "Depot", PAGE), ("d2", "Moon", "The moon is made of rock. It has no air.")]
+    asked = [
+        ("q1", "When does the depot open?", "d1", "seven"),
+        ("q2", "What does parking at the depot cost?", "d1", "four pounds"),
+        ("q3", "What is the moon made of?", "d2", "rock"),
+    ]
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": i, "title": t, "text": x}) + "\n" for i, t, x in rows)
+    )
+    (tmp_path / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": i, "text": q, "answers": [a]}) + "\n" for i, q, _, a in asked)
+    )
+    (tmp_path / "qrels/test.tsv").write_text("".join(f"{i}\t{d}\t1\n" for i, _, d, _ in asked))
+    out = tmp_path / "answers.jsonl"
+    arguments = ["-m", "rag.cli", "eval", tmp_path, "--answers", "--json", "--out", out]
+    found = in_environment("", *arguments, **ENGINE)
+    assert found["settings"]["model"] == str(WEIGHTS)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["_id"] for answer in answers] == ["q1", "q2", "q3"]
+    assert all(answer["usage"]["completion_tokens"] > 0 for answer in answers)
+    assert all(answer["degraded"] == [] for answer in answers)
+
+
 def test_wrong_engine_arguments_are_told_in_a_line() -> None:
     code = """
 import json
