@@ -104,7 +104,7 @@ async def measure(app: App, questions: Sequence[str], tokens: int, rounds: int) 
     model = await generator.check()
     with app.answerer() as answerer:
         async with httpx2.AsyncClient(timeout=300) as client:
-            drafts = [await answerer._prepared(question, 3, None, ()) for question in questions]
+            drafts = [await answerer.prepared(question, 3, None, ()) for question in questions]
             prompts = [draft.prompt for draft in drafts]
             took: dict[str, list[float]] = {"bare": [], "generator": [], "rag": []}
             for question, prompt in zip(questions, prompts, strict=True):

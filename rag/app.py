@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import cached_property
@@ -51,6 +52,8 @@ class App:
         self.settings = settings
         self._say = say
         self._backends: dict[str, StoreBackend] = {}
+        self._making = threading.Lock()
+        self._generator: Generator | None = None
 
     @property
     def backend(self) -> StoreBackend:
@@ -79,7 +82,8 @@ class App:
         """Free what the backends and the generator hold. The application may be used again."""
         for backend in self._backends.values():
             backend.close()
-        close = getattr(self.__dict__.pop("generator", None), "close", None)
+        generator, self._generator = self._generator, None
+        close = getattr(generator, "close", None)
         if close:
             close()
 
@@ -272,9 +276,14 @@ class App:
                 breaker=self.breaker,
             )
 
-    @cached_property
+    @property
     def generator(self) -> Generator | None:
         """The language model of the settings, made once; None where answers are quoted."""
+        with self._making:  # two threads would load it twice
+            self._generator = self._generator or self._made_generator()
+            return self._generator
+
+    def _made_generator(self) -> Generator | None:
         settings = self.settings.generator
         kind = settings.kind
         if kind == "auto":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, cast
-
-import pybreaker
+from typing import Literal
 
 from rag.errors import ModelUnavailable
 
@@ -18,42 +17,72 @@ class Breaker:
     """Closed, it lets all calls pass. After `failures` in a row it is open and lets none pass.
 
     `reset_s` seconds later it is half-open: one call may try, and closes it or opens it again. Only
-    ModelUnavailable counts as a failure. Safe between threads.
+    ModelUnavailable is a failure; what ends otherwise than by a result, such as a reader who
+    leaves, is neither failure nor success. Safe between threads.
     """
 
-    def __init__(self, failures: int = 5, reset_s: float = 30.0) -> None:
-        self._failures = failures
+    def __init__(
+        self,
+        failures: int = 5,
+        reset_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` gives seconds."""
+        self._most = failures
         self._reset = reset_s
-        self._trial = threading.Lock()
-        self._breaker = pybreaker.CircuitBreaker(
-            fail_max=failures,
-            reset_timeout=reset_s,
-            exclude=[lambda error: not isinstance(error, ModelUnavailable)],
-            throw_new_error_on_trip=False,
-        )
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._opened: float | None = None
+        self._trying = False
 
     @property
     def state(self) -> State:
-        """What it is now; open until a call tries, however long ago it opened."""
-        return cast("State", self._breaker.current_state)
+        """What it is now."""
+        if self._opened is None:
+            return "closed"
+        return "half-open" if self._clock() - self._opened >= self._reset else "open"
 
     @contextmanager
     def calling(self) -> Iterator[None]:
         """Around a call. Raises ModelUnavailable at once where it may not pass."""
-        trial = self.state != "closed"
-        if trial and not self._trial.acquire(blocking=False):
-            raise self._refusal()
+        trial = self._enter()
         try:
-            with self._breaker.calling():
-                yield
-        except pybreaker.CircuitBreakerError as error:
-            raise self._refusal() from error
+            yield
+        except ModelUnavailable:
+            self.failed()
+            raise
+        else:
+            with self._lock:
+                self._failures, self._opened = 0, None
         finally:
             if trial:
-                self._trial.release()
+                self._trying = False
+
+    def check(self) -> None:
+        """Raise ModelUnavailable where a call could not pass."""
+        if self.state == "open" or self._trying:
+            raise self._refusal()
+
+    def failed(self) -> None:
+        """Count a failure that happened outside `calling`."""
+        with self._lock:
+            self._failures += 1
+            if self._trying or (self._opened is None and self._failures >= self._most):
+                self._opened = self._clock()
+
+    def _enter(self) -> bool:
+        """Whether the call that may pass now is the one that tries."""
+        with self._lock:
+            if self._opened is None:
+                return False
+            if self._trying or self.state == "open":
+                raise self._refusal()
+            self._trying = True
+            return True
 
     def _refusal(self) -> ModelUnavailable:
         return ModelUnavailable(
-            f"it failed {self._failures} times in a row and is left alone for {self._reset:g} s",
+            f"it failed {self._most} times in a row and is left alone for {self._reset:g} s",
             "look at the server's log",
         )

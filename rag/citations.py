@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 # Models write [1], [1, 2], [1-3] and in Chinese 【1】 or ［1］, whatever they are told. A number of
 # four digits is a year or a part number, not a marker.
-_MARKER = re.compile(r"(\s*)[\[【［]\s*(\d{1,3}(?:\s*[,，、;；–-]\s*\d{1,3})*)\s*[\]】］]\Z")
+MARKER = re.compile(r"(\s*)[\[【［]\s*(\d{1,3}(?:\s*[,，、;；–-]\s*\d{1,3})*)\s*[\]】］]")
+_LAST_MARKER = re.compile(rf"{MARKER.pattern}\Z")
 # White space waits too: it goes with a marker that goes.
 _BEGUN = re.compile(r"\s*(?:[\[【［][\d\s,，、;；–-]*)+\Z|\s+\Z")
 _UP_TO_CLOSE = re.compile(r"[^\]】］]*[\]】］]?")
@@ -39,7 +40,7 @@ class Markers:
     def _step(self, part: str) -> str:
         text = self._held + part
         if text.endswith(("]", "】", "］")):
-            text = _MARKER.sub(self._resolved, text)
+            text = _LAST_MARKER.sub(self._resolved, text)
         begun = _BEGUN.search(text)
         cut = begun.start() if begun else len(text)
         self._held = text[cut:]

@@ -15,13 +15,17 @@ from rag.protocols import Generator
 from rag.support import Cited
 from rag.types import Answer, Prompt, Usage
 
+_RAMBLING = 16  # pieces that are read after NO_ANSWER in wait for the usage
+
 
 @dataclass(slots=True)
 class Draft:
     """What is known so far of the answer to one question.
 
     `refused`: there is too little evidence, so no generator is asked. `failed`: the generator did
-    already, before it was asked for the answer.
+    already, before it was asked for the answer. `timings`, in milliseconds, has the time of each
+    stage (`wait` is the generator's until its first piece, `generate` that after it) and under
+    `first_token` that from the question to the first piece.
     """
 
     question: str
@@ -48,10 +52,13 @@ class Draft:
         self.timings[stage] = self.timings.get(stage, 0.0) + (now - self._lapped) * 1000
         self._lapped = now
 
+    def elapsed(self) -> float:
+        """Milliseconds since the question was put."""
+        return (time.perf_counter() - self._started) * 1000
+
     def answer(self) -> Answer:
         """The answer as it stands now."""
-        total = (time.perf_counter() - self._started) * 1000
-        timings = {**self.timings, "total": total}
+        timings = {**self.timings, "total": self.elapsed()}
         return Answer(
             question=self.question,
             text=self.text,
@@ -74,11 +81,12 @@ async def write(
     draft: Draft, generator: Generator, fallback: Generator, breaker: Breaker
 ) -> AsyncGenerator[str]:
     """The answer's text as it comes; what the fallback says from where the generator failed."""
+    mark = "" if generator is fallback else NO_ANSWER
     try:
+        if draft.failed:
+            raise draft.failed
         with breaker.calling():
-            if draft.failed:
-                raise draft.failed
-            async with aclosing(_written(draft, generator)) as pieces:
+            async with aclosing(_written(draft, generator, mark)) as pieces:
                 async for piece in pieces:
                     yield piece
     except ModelError as error:
@@ -87,15 +95,17 @@ async def write(
         if draft.text:
             draft.text += "\n\n"
             yield "\n\n"
-        async with aclosing(_written(draft, fallback)) as pieces:
+        async with aclosing(_written(draft, fallback, "")) as pieces:
             async for piece in pieces:
                 yield piece
         draft.notice = failed
 
 
-async def _written(draft: Draft, generator: Generator) -> AsyncGenerator[str]:
+async def _written(draft: Draft, generator: Generator, mark: str) -> AsyncGenerator[str]:
+    """`mark` is the word for no answer; empty where the text is quoted, and may hold it."""
     markers = Markers(len(draft.prompt.passages))
-    held = ""  # what may still become NO_ANSWER and so is not shown
+    held = ""  # what may still become the mark and so is not shown
+    after = 0  # pieces since the mark; read on, for the usage comes last
     draft.notice = generator.notice
     try:
         async with aclosing(generator.stream(draft.prompt)) as pieces:
@@ -106,16 +116,22 @@ async def _written(draft: Draft, generator: Generator) -> AsyncGenerator[str]:
                         draft.notice = "the answer was cut off at generator.max_tokens"
                     continue
                 if "first_token" not in draft.timings:
-                    draft.lap("first_token")
-                said, mark, held = (held + piece).partition(NO_ANSWER)
-                if not mark:
-                    said, held = _without_beginning(said)
+                    draft.lap("wait")
+                    draft.timings["first_token"] = draft.elapsed()
+                if after:
+                    after += 1
+                    if after > _RAMBLING:
+                        break
+                    continue
+                said, held = held + piece, ""
+                if mark:
+                    said, found, _ = said.partition(mark)
+                    after = int(bool(found))
+                    if not found:
+                        said, held = _without_beginning(said, mark)
                 if shown := markers.feed(said):
                     draft.text += shown
                     yield shown
-                if mark:
-                    held = ""
-                    break
         if rest := markers.feed(held) + markers.finish():
             draft.text += rest
             yield rest
@@ -126,9 +142,9 @@ async def _written(draft: Draft, generator: Generator) -> AsyncGenerator[str]:
         draft.lap("generate")
 
 
-def _without_beginning(text: str) -> tuple[str, str]:
-    """A text without what may be the beginning of NO_ANSWER at its end, and that."""
-    for length in range(min(len(text), len(NO_ANSWER) - 1), 0, -1):
-        if NO_ANSWER.startswith(text[-length:]):
+def _without_beginning(text: str, mark: str) -> tuple[str, str]:
+    """A text without what may be the beginning of `mark` at its end, and that."""
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if mark.startswith(text[-length:]):
             return text[:-length], text[-length:]
     return text, ""

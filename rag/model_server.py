@@ -28,6 +28,9 @@ _TOO_LONG = re.compile(
     r"|(exceed|longer|too (long|large|many)|less than|maximum|limit|at most)\b.*\btokens?",
     re.IGNORECASE,
 )
+# The length that is asked of the answer: a shorter prompt would change nothing.
+_ANSWER_TOO_LONG = re.compile(r"max_(completion_|new_|output_)?tokens", re.IGNORECASE)
+_OF_THE_PROMPT = re.compile(r"prompt|input|messages", re.IGNORECASE)
 _REQUEST_IS_WRONG = re.compile(r"validation|template|invalid|BadRequest", re.IGNORECASE)
 
 
@@ -81,8 +84,9 @@ def refusal(status: int, said: str, part: str, url: str, wait_s: float = 0) -> M
 
     llama-server says "too large to process" with a 500.
     """
+    does_not_fit = too_long(status, said)
     said = " ".join(said.split())[:200]
-    if too_long(status, said):
+    if does_not_fit:
         setting = "generator.context_tokens" if part == "generator" else "ingest.chunk_tokens"
         return ContextTooLong(f"{url} finds the text too long ({said})", f"set {setting} lower")
     if status in (401, 403):
@@ -102,7 +106,12 @@ def refusal(status: int, said: str, part: str, url: str, wait_s: float = 0) -> M
 
 
 def too_long(status: int, said: str) -> bool:
-    """Whether a server's error says that the text does not fit the model."""
+    """Whether a server's error says that the text does not fit the model.
+
+    Not so if it is about the answer's length alone.
+    """
+    if _ANSWER_TOO_LONG.search(said) and not _OF_THE_PROMPT.search(said):
+        return False
     return status in (400, 413, 422, 500) and bool(_TOO_LONG.search(said))
 
 

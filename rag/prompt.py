@@ -22,6 +22,16 @@ Messages: TypeAlias = tuple[dict[str, str], ...]
 Count: TypeAlias = Callable[[Sequence[Mapping[str, str]]], Awaitable[int | None]]
 """The tokens of messages as the model gets them; None where its tokenizer cannot be asked."""
 
+# The marks between which chat templates put messages: <|im_end|> and its like (ChatML, Llama 3,
+# Phi, Qwen, GLM, DeepSeek with full-width bars), <s>, [INST] and <<SYS>> (Llama 2, Mistral),
+# <end_of_turn> (Gemma).
+_CONTROL = re.compile(
+    r"<(?=[|｜]|\s*/?\s*(?:think|tool_\w+|(?:start|end)_of_\w+|<SYS>|<?/SYS"
+    r"|(?:s|bos|eos|pad|unk|sop|eop|reserved_\d+|unused\d+)\s*>))"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK|sMASK)\])",
+    re.IGNORECASE,
+)
+_PASSAGE = re.compile(r"<(?=\s*/?\s*passage)", re.IGNORECASE)
 _MARKER = re.compile(r"\s*\[\d{1,3}\]")
 _WIDE = re.compile(f"[{CJK}]")
 _LETTERS = re.compile(r"[A-Za-z]| (?=[A-Za-z])")  # a space goes with the word after it
@@ -114,8 +124,8 @@ def tokens(text: str) -> int:
 
 
 async def _most_passages(fits: Callable[[int], Awaitable[bool]], most: int) -> int:
-    """How many of `most` passages fit, where that many do not."""
-    few, many = 0, most
+    """How many of `most` passages fit."""
+    few, many = 0, most + 1
     while many - few > 1:
         middle = (few + many) // 2
         if await fits(middle):
@@ -131,7 +141,10 @@ def _messages(
     spoken = language(question)
     system = templates.render("system", language=spoken, no_answer=NO_ANSWER)
     asked = templates.render(
-        "question", question=question, language=spoken, passages=[_passage(hit) for hit in hits]
+        "question",
+        question=_harmless(question),
+        language=spoken,
+        passages=[_passage(hit) for hit in hits],
     )
     return (
         {"role": "system", "content": system},
@@ -150,15 +163,28 @@ def _turns(history: Sequence[Turn]) -> Messages:
         for turn in history
         if turn.answer.strip()
         for message in (
-            {"role": "user", "content": turn.question},
-            {"role": "assistant", "content": _MARKER.sub("", turn.answer)},
+            {"role": "user", "content": _harmless(turn.question)},
+            {"role": "assistant", "content": _harmless(_MARKER.sub("", turn.answer))},
         )
     )
 
 
 def _passage(hit: Hit) -> dict[str, str | int | None]:
-    """What a template can show of a passage. None of it can end the passage before its end."""
-    title = re.sub(r'["<>]', "'", " ".join(hit.chunk.title.split()))
-    # A document could close the tag itself and go on as if it were the system.
-    text = re.sub(r"<(\s*/?\s*passage)", r"(\1", hit.chunk.text, flags=re.IGNORECASE)
-    return {"title": title, "text": text, "page": hit.chunk.page, "source": hit.chunk.source}
+    """What a template can show of a passage."""
+    chunk = hit.chunk
+    title = re.sub(r'["<>]', "'", " ".join(chunk.title.split()))
+    return {
+        "title": _harmless(title),
+        "text": _harmless(chunk.text),
+        "page": chunk.page,
+        "source": _harmless(chunk.source),
+    }
+
+
+def _harmless(text: str) -> str:
+    """A text that can neither end its passage nor its message, nor begin another.
+
+    Servers parse the marks of chat templates in what they are given, so a document that holds
+    them could go on as the system or the user. A space makes them text.
+    """
+    return _CONTROL.sub(r"\g<0> ", _PASSAGE.sub("(", text))

@@ -34,6 +34,7 @@ _END = re.compile(
 _ITEM = re.compile(
     r"\s*(?:[-*+•–·▪◦]|\d{1,3}[.)、]|[(（]?[a-z\d一二三四五六七八九十]{1,2}[)）、])\s*"
 )
+_NUMBERED = re.compile(r"\W*\d{1,3}[.)]\W*")
 _HEADING = re.compile(r"\s*#{1,6}\s+(.*)")
 
 
@@ -57,6 +58,8 @@ def sentences(text: str) -> list[Sentence]:
         table = ""
         at = start
         for mark in _END.finditer(text, start, end):
+            if _NUMBERED.fullmatch(text, at, mark.end()):
+                continue  # "2." begins an item
             found.append(_trimmed(text, at, mark.end(), heading))
             at = mark.end()
         if text[at:end].strip():

@@ -235,15 +235,19 @@ def load(command_line: Mapping[str, Any], config: Path | None = None) -> Loaded:
     return Loaded(settings.model_copy(update=_placed(settings)), origins)
 
 
-def _placed(settings: Settings) -> dict[str, Path]:
+def _placed(settings: Settings) -> dict[str, Any]:
     """The folders of the settings as absolute paths."""
     try:
         data_dir = settings.data_dir.expanduser().absolute()
         models_dir = settings.models_dir.expanduser()
+        templates = settings.answer.templates and settings.answer.templates.expanduser()
     except RuntimeError as error:  # ~nobody
         raise ConfigError(f"a folder of the settings is not there ({error})", "mend it") from error
     kept = data_dir / "models" if models_dir == Path() else models_dir.absolute()
-    return {"data_dir": data_dir, "models_dir": kept}
+    answer = settings.answer
+    if templates is not None:
+        answer = answer.model_copy(update={"templates": templates.absolute()})
+    return {"data_dir": data_dir, "models_dir": kept, "answer": answer}
 
 
 def _stores_by_name(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+from rag.claims import Claim, claims_of, collapsed
 from rag.protocols import Embedder
 from rag.sentences import sentences
 from rag.terms import coverage, terms
 from rag.types import Citation, Hit, Statement
 
-_MARKERS = re.compile(r"(?:\s*\[\d{1,3}\])+")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?")
 _ENOUGH = 0.5
 # Meaning decides among the sentences that share most words: so many of all passages, and so many of
 # each that is cited. Below a share of _HOPELESS hardly a cosine is enough, above _VERBATIM any is.
@@ -29,20 +30,6 @@ class Cited(NamedTuple):
 
     citations: tuple[Citation, ...] = ()
     statements: tuple[Statement, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A sentence of an answer without its markers, its range there, and all that it cites.
-
-    `parts` are what stands before each run of markers in it, with what that cites, and the rest.
-    """
-
-    start: int
-    end: int
-    text: str
-    cites: tuple[int, ...]
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +66,15 @@ class _Support(NamedTuple):
 _NONE = _Support(0.0, 0, 0, (0, 0))
 
 
-def cite(answer: str, passages: Sequence[Hit], embedder: Embedder) -> Cited:
+def cite(answer: str, passages: Sequence[Hit], embedder: Embedder | None = None) -> Cited:
     """The citations of a finished answer, and its sentences with what supports each.
 
     A sentence is supported if a passage that it cites says so, or else another; or if that is so
     of each of its parts between markers. How sure that is, is the `score` (see `_likely`), and one
     half is enough. Citations come in the order of their markers' first use, then those that only
-    support; their spans are the sentences that support.
+    support; their spans are the sentences that support. Without an embedder only words count.
     """
-    claims = _claims(answer, len(passages))
+    claims = claims_of(answer, len(passages))
     places = [place for n, hit in enumerate(passages, start=1) for place in _places(n, hit)]
     texts: dict[str, set[int]] = {}
     for claim in claims:
@@ -117,7 +104,7 @@ def cite(answer: str, passages: Sequence[Hit], embedder: Embedder) -> Cited:
     return Cited(tuple(citations), tuple(statements))
 
 
-def _supported(claim: _Claim, found: Mapping[str, Sequence[_Support]]) -> _Support:
+def _supported(claim: Claim, found: Mapping[str, Sequence[_Support]]) -> _Support:
     """What supports a claim as a whole, or the weakest of what supports its parts."""
     whole = _best(found[claim.text], claim.cites)
     return max(whole, min((_best(found[p], cites) for p, cites in claim.parts), default=whole))
@@ -138,16 +125,19 @@ def _first_enough(first: _Support, second: _Support) -> _Support:
 
 
 def _scored(
-    near: Mapping[str, Sequence[tuple[float, _Place]]], embedder: Embedder
+    near: Mapping[str, Sequence[tuple[float, _Place]]], embedder: Embedder | None
 ) -> dict[str, list[_Support]]:
     """How well the places near each text support it."""
     asked = {
         text: [place.text for _, place in places]
         for text, places in near.items()
-        if places and places[0][0] < _VERBATIM and embedder.legibility(text) >= _READABLE
+        if embedder
+        and places
+        and places[0][0] < _VERBATIM
+        and embedder.legibility(text) >= _READABLE
     }
     rows = {text: n for n, text in enumerate(dict.fromkeys(chain(asked, *asked.values())))}
-    vectors = embedder.embed_queries(list(rows)) if rows else None
+    vectors = embedder.embed_queries(list(rows)) if embedder and rows else None
     found: dict[str, list[_Support]] = {}
     for text, places in near.items():
         found[text] = []
@@ -194,65 +184,12 @@ def _places(marker: int, hit: Hit) -> Iterator[_Place]:
     text = hit.chunk.text
     numbers = _numbers(f"{hit.chunk.title} {text}")
     for sentence in sentences(text):
-        said = _words(text[sentence.start : sentence.end])
+        said = collapsed(text[sentence.start : sentence.end])
         words = terms(f"{hit.chunk.title} {sentence.heading} {said}")
         yield _Place(marker, sentence.start, sentence.end, said, words, numbers)
 
 
 def _numbers(text: str) -> frozenset[str]:
     """The numbers of a text, 1,000 and 1000 being the same one."""
-    return frozenset(number.replace(",", "") for number in _NUMBER.findall(text))
-
-
-def _claims(answer: str, passages: int) -> list[_Claim]:
-    """The sentences of an answer, each with the markers that stand in it or after it."""
-    plain, kept, marked = _without_markers(answer)
-    ranges = _ranges(plain, [at for at, _ in marked])
-    runs: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in ranges]
-    for at, numbers in marked:
-        before = [n for n, (start, _) in enumerate(ranges) if start < at]
-        if ranges:
-            valid = tuple(n for n in dict.fromkeys(numbers) if 1 <= n <= passages)
-            runs[before[-1] if before else 0].append((at, valid))
-    claims = []
-    for (start, end), here in zip(ranges, runs, strict=True):
-        cites = tuple(dict.fromkeys(n for _, numbers in here for n in numbers))
-        parts: list[tuple[str, tuple[int, ...]]] = []
-        at = start
-        for until, these in [*here, (end, ())]:
-            part = _words(plain[at : min(until, end)])
-            if these or terms(part):
-                parts.append((part, these))
-            at = max(at, until)
-        claims.append(
-            _Claim(kept[start], kept[end - 1] + 1, _words(plain[start:end]), cites, tuple(parts))
-        )
-    return claims
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _without_markers(answer: str) -> tuple[str, list[int], list[tuple[int, list[int]]]]:
-    """The text without markers, where each of its characters stood, and where markers did."""
-    kept: list[int] = []
-    marked = []
-    at = 0
-    for run in [*_MARKERS.finditer(answer), None]:
-        kept += range(at, run.start() if run else len(answer))
-        if run:
-            marked.append((len(kept), [int(number) for number in re.findall(r"\d+", run[0])]))
-            at = run.end()
-    return "".join(answer[n] for n in kept), kept, marked
-
-
-def _ranges(plain: str, marked: Sequence[int]) -> list[tuple[int, int]]:
-    """The sentences of a text, and lines that are none, such as "Seven", if they cite something."""
-    found = [(s.start, s.end) for s in sentences(plain)]
-    for line in re.finditer(r"[^\n]*\S", plain):
-        start, end = line.start() + len(line[0]) - len(line[0].lstrip()), line.end()
-        alone = all(b <= start or a >= end for a, b in found)
-        if alone and (not found or any(start < at <= end for at in marked)):
-            found.append((start, end))
-    return sorted(found)
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return frozenset(number.replace(",", "") for number in found)

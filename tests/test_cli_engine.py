@@ -333,14 +333,14 @@ TOO_LONG = """pydantic_core._pydantic_core.ValidationError: 1 validation error f
 
 @pytest.fixture
 def vllm(tmp_path: Path) -> Path:
-    """An interpreter whose vLLM fails to start, and writes LOG."""
+    """An interpreter whose vLLM fails to start, and writes LOG, as many TIMES as wanted."""
     script = tmp_path / "python-with-vllm"
     script.write_text(
         "#!/bin/sh\n"
         '[ "$1" = -c ] && exit 0\n'
         'echo "KEY=$VLLM_API_KEY SPACE=$VLLM_CPU_KVCACHE_SPACE QUIET=$VLLM_NO_USAGE_STATS"\n'
         'echo "$@"\n'
-        'echo "$LOG"\n'
+        'yes "$LOG" | head -n "${TIMES:-$(echo "$LOG" | wc -l)}"\n'
         "exit 1\n",
         "utf-8",
     )
@@ -385,6 +385,21 @@ def test_the_cause_of_a_failed_vllm_is_told(
     assert "--swap-space 0" in done.err
 
 
+def test_an_engine_goes_on_when_its_log_cannot_be_written(
+    vllm: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    full = ("--python", str(vllm), "--log", "/dev/full")
+    log = {"LOG": "ValueError: No memory for it.", "TIMES": "20000"}  # more than a pipe holds
+    path = {"PATH": "/usr/bin:/bin"}
+    with serving(tmp_path, "--model", str(checkpoint), *full, **log, **path) as engine:
+        assert engine.process.wait(30) == 5
+        *_, warning, error = engine.err.splitlines()
+    assert warning == (
+        "rag: warning: the engine's log is lost from here on (No space left on device)"
+    )
+    assert "ended with exit status 1: ValueError: No memory for it." in error
+
+
 def test_vllm_that_is_not_there_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("engine", "serve", "--model", checkpoint, "--dry-run")
     done = rag(*arguments, PATH="/usr/bin:/bin")
@@ -392,6 +407,18 @@ def test_vllm_that_is_not_there_is_one_line(checkpoint: Path, tmp_path: Path) ->
     assert "vLLM is not installed here" in done.error
     assert "has no vLLM" in rag(*arguments, "--python", sys.executable).error
     assert "is no program" in rag(*arguments, "--python", tmp_path / "none").error
+
+
+def test_llama_cpp_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    """A package that cannot be found, as on a machine without it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'xllamacpp' else find(name, *a)\n"
+    )
+    done = rag("engine", "serve", "--model", smollm2(), PYTHONPATH=str(tmp_path))
+    assert done.status == 2
+    assert "llama.cpp is not installed here" in done.error
+    assert "pip install 'ragline[llamacpp]'" in done.error
 
 
 def test_llama_cpp_takes_no_arguments_of_vllm() -> None:

@@ -154,6 +154,8 @@ def engine_serve(
     llama = plan.engine == "llama.cpp"
     if llama and extra:
         raise InputError("llama.cpp takes no arguments after --", "leave them out")
+    if llama:
+        launch.check_llama_cpp()
     python = sys.executable if llama else launch.interpreter(python)
     environment, command = explain.command(plan, size, name or size.name, host, port, python)
     command += extra
@@ -171,7 +173,7 @@ def engine_serve(
     url = launch.url_of(host, port)
     started = time.monotonic()
     with ExitStack() as stack:
-        file = stack.enter_context(log.open("ab")) if log else sys.stderr.buffer
+        file = stack.enter_context(log.open("ab", buffering=0)) if log else sys.stderr.buffer
         secret = {variable: key} if key else {}
         running = stack.enter_context(launch.Running(command, {**environment, **secret}, file))
         served = running.until_ready(url, key)

@@ -14,29 +14,34 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from queue import SimpleQueue
 
 _GRACE_S = 15.0  # vLLM waits for its workers when it is asked to end
 
 
 def main() -> int:
     """Run the command of the arguments."""
+    asked: SimpleQueue[None] = SimpleQueue()  # its put is safe in a signal handler
+    # Before the start: a signal in the middle of it would end us, and leave the engine.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.put(None))
     # A group of its own: the workers of an engine are its children, and end with it.
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=_end, args=(process,)).start())
-    threading.Thread(target=_end_at_close, args=(process,), daemon=True).start()
+    threading.Thread(target=_ask_at_close, args=(asked,), daemon=True).start()
+    threading.Thread(target=_end_when, args=(asked, process), daemon=True).start()
     status = process.wait()
     _kill(process, signal.SIGKILL)  # what it left behind
     return status if status >= 0 else 128 - status
 
 
-def _end_at_close(process: subprocess.Popen[bytes]) -> None:
+def _ask_at_close(asked: SimpleQueue[None]) -> None:
     while os.read(0, 4096):
         pass
-    _end(process)
+    asked.put(None)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_when(asked: SimpleQueue[None], process: subprocess.Popen[bytes]) -> None:
+    asked.get()
     _kill(process, signal.SIGTERM)
     try:
         process.wait(_GRACE_S)

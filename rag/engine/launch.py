@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from types import FrameType
 from typing import IO, Any
 
-from rag.errors import ConfigError, InputError, MissingExtra, ModelUnavailable
+from rag.errors import ConfigError, InputError, MissingExtra, ModelUnavailable, RagWarning
 
 _KEPT_LINES = 400  # of the log: vLLM tells the reason, then some hundred lines of traces
 # pydantic tells what is wrong in the line after the exception.
@@ -53,6 +55,14 @@ def interpreter(python: str) -> str:
     )
 
 
+def check_llama_cpp() -> None:
+    """Raise MissingExtra where llama.cpp is not installed."""
+    if find_spec("xllamacpp") is None:
+        raise MissingExtra(
+            "llama.cpp is not installed here", "install it: pip install 'ragline[llamacpp]'"
+        )
+
+
 def check_port(host: str, port: int) -> None:
     """Raise ConfigError if something listens there already, or the host is not ours."""
     try:
@@ -76,7 +86,8 @@ def url_of(host: str, port: int) -> str:
 class Running:
     """An engine in a process of its own, which ends with ours however that ends.
 
-    Use it as a context manager; on the way out the engine is ended. Its log is copied to `log`.
+    Use it as a context manager; on the way out the engine is ended. Its log is copied to `log`, and
+    a RagWarning given if that cannot be written.
     """
 
     def __init__(
@@ -146,10 +157,19 @@ class Running:
 
     def _copy(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        lost = False
+        for line in self._process.stdout:  # to its end: an engine that nobody reads hangs
             self._lines.append(line.decode("utf-8", "replace").rstrip())
-            self._log.write(line)
-            self._log.flush()
+            if lost:
+                continue
+            try:
+                self._log.write(line)
+                self._log.flush()
+            except OSError as error:
+                lost = True
+                said = f"the engine's log is lost from here on ({error.strerror})"
+                with suppress(OSError):  # standard error may be what cannot be written
+                    warnings.warn(said, RagWarning, stacklevel=1)
 
     def _reason(self) -> str:
         """What its log gives as the cause: the last exception that is not about another one."""

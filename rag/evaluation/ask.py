@@ -9,11 +9,13 @@ from itertools import groupby
 from typing import TypeAlias
 
 from rag.answer import Answerer
+from rag.batch import ask_all
 from rag.evaluation.answers import Scored, scored
 from rag.evaluation.dataset import Dataset
 from rag.evaluation.judge import Judge, Verdict
 from rag.evaluation.questions import Question
 from rag.filters import Filter
+from rag.protocols import BatchGenerator
 from rag.types import Answer, Chunk, Citation
 
 Judged: TypeAlias = tuple[Dataset, Callable[[Chunk | Citation], str]]
@@ -30,7 +32,7 @@ def ask(
 ) -> Iterator[Answer]:
     """The answers in the order of the questions; those of conversations come one at a time.
 
-    `whole` is as `Answerer.ask_many` has it.
+    `whole`: an engine that takes many prompts at once gets them all.
     """
     for follows_up, some in groupby(questions, key=lambda question: bool(question.earlier)):
         if follows_up:
@@ -38,7 +40,10 @@ def ask(
                 yield answerer.ask(question.text, k, where, question.earlier)
         else:
             texts = [question.text for question in some]
-            yield from answerer.ask_many(texts, k, where, whole=whole)
+            if whole and isinstance(answerer.generator, BatchGenerator):
+                yield from ask_all(answerer, answerer.generator, texts, k, where)
+            else:
+                yield from answerer.ask_many(texts, k, where)
 
 
 def measured(

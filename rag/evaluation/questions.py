@@ -1,8 +1,8 @@
 """Every question of a queries file, answerable or not, with what is known of its answer.
 
 A line is a JSON object: `text` (or `question`); `_id`, otherwise the number of the line; `answers`,
-a gold answer or a list of them; `answerable`, true or false, there or in `metadata`; `earlier`, the
-turns before it, each a question or {"question": …, "answer": …}, the latest last.
+a gold answer or a list of them, and `answerable`, true or false, there or in `metadata`; `earlier`,
+the turns before it, each a question or {"question": …, "answer": …}, the latest last.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Line:
         malformed(self.path, self.number, what)
 
     def _answers(self) -> Sequence[str]:
-        given = self.record.get("answers")
+        given = self._told("answers")
         if given is None:
             return []
         texts = [given] if isinstance(given, str) else given
@@ -75,12 +75,16 @@ class _Line:
         return texts
 
     def _answerable(self) -> bool | None:
-        metadata = self.record.get("metadata")
-        held = metadata if isinstance(metadata, dict) else {}
-        value = self.record.get("answerable", held.get("answerable"))
+        value = self._told("answerable")
         if value is not None and not isinstance(value, bool):
             self.wrong('has an "answerable" that is neither true nor false')
         return value
+
+    def _told(self, name: str) -> Any:
+        """A field of the line, or of its metadata."""
+        metadata = self.record.get("metadata")
+        held = metadata if isinstance(metadata, dict) else {}
+        return self.record.get(name, held.get(name))
 
     def _earlier(self) -> tuple[Turn, ...]:
         given = self.record.get("earlier") or []

@@ -12,8 +12,6 @@ from rag.evaluation.answers import ERRORS, FIGURES, Scored
 from rag.evaluation.files import counted
 from rag.types import Answer
 
-_BEFORE_TEXT = ("rewrite", "search", "prompt", "first_token")
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerEvaluation:
@@ -130,7 +128,7 @@ def _counts(rows: Sequence[Scored]) -> dict[str, int]:
 
 def _first_tokens(answers: Sequence[Answer]) -> dict[str, float]:
     times = [
-        sum(answer.timings_ms.get(stage, 0.0) for stage in _BEFORE_TEXT)
+        answer.timings_ms["first_token"]
         for answer in answers
         if "first_token" in answer.timings_ms and not answer.degraded
     ]

@@ -27,8 +27,9 @@ class Clients:
         """The client of the running loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._open:
-            for ended in [other for other in self._open if other.is_closed()]:
-                self._open.pop(ended, None)
+            for other in list(self._open):  # a copy: other threads have loops of their own
+                if other.is_closed():
+                    self._open.pop(other, None)
             client = self._made()
             lifetime = _lifetime(client)
             await anext(lifetime)

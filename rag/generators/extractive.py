@@ -7,11 +7,10 @@ in milliseconds and without invention.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator
 
+from rag.citations import MARKER
 from rag.extract import rank_sentences
-from rag.prompt import NO_ANSWER
 from rag.protocols import Embedder
 from rag.sentences import is_cjk
 from rag.types import Prompt, Usage
@@ -37,14 +36,11 @@ class ExtractiveGenerator:
         ranked = await asyncio.to_thread(
             rank_sentences, prompt.question, prompt.passages, self._embedder
         )
-        if not ranked:
-            yield NO_ANSWER
-            return
         best = [q for q in ranked if q.score >= ranked[0].score - _WORSE][: self._sentences]
         best.sort(key=lambda quote: (quote.passage, quote.start))
         for number, quote in enumerate(best):
             text = prompt.passages[quote.passage].chunk.text[quote.start : quote.end]
             # A number in brackets, as in a list of references, would pass for a marker.
-            sentence = re.sub(r"[\[【](\d[\d,\s–-]*)[\]】]", r"(\1)", " ".join(text.split()))
+            sentence = MARKER.sub(r"\1(\2)", " ".join(text.split()))
             space = "" if number == 0 else ("" if is_cjk(sentence) else " ")
             yield f"{space}{sentence} [{quote.passage + 1}]"

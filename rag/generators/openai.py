@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import SecretStr
 
-from rag.errors import ModelError, ModelUnavailable
+from rag.errors import ContextTooLong, ModelError, ModelUnavailable
 from rag.generators.clients import Clients
 from rag.generators.concessions import Concession, concession
 from rag.generators.patience import Clock, retrying
@@ -18,7 +18,7 @@ from rag.generators.probe import Probe
 from rag.generators.servers import Server
 from rag.generators.tokenizer import Tokenizer
 from rag.generators.wire import Messages, Reading
-from rag.model_server import TRANSPORT_ERRORS, Refused, check_url, translated
+from rag.model_server import TRANSPORT_ERRORS, Refused, check_url, too_long, translated
 from rag.types import Prompt, Usage
 
 _LAST_CHUNK_S = 0.1  # it follows [DONE] at once
@@ -65,6 +65,7 @@ class OpenAIGenerator:
         """`options` go into each request, such as {"min_p": 0.1}; None takes a field out of it."""
         check_url(url, "generator")
         self.model = model
+        self._asked_for = model  # "" until the server's own is discovered
         self._discover = not model
         self._url = url.rstrip("/")
         self._stream = stream
@@ -116,18 +117,18 @@ class OpenAIGenerator:
 
         ModelUnavailable if the server is not ready.
         """
-        return await self._probe.ready(self.model)
+        return await self._probe.ready(self._asked_for)
 
     async def window(self) -> int:
         """`context_tokens`, or the server's own limit where that is lower or none is set."""
-        told = await self._probe.window(self.model)
+        told = await self._probe.window(self._asked_for)
         return min(self._context_tokens or told, told or self._context_tokens)
 
     async def count_tokens(self, messages: Messages) -> int | None:
         """Counted with `tokenizer` if that is set, else by the server."""
         if self._tokenizer:
             return await asyncio.to_thread(self._tokenizer.count, messages)
-        return await self._probe.count(self.model, messages)
+        return await self._probe.count(self._asked_for, messages)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; they close with the loop otherwise."""
@@ -138,9 +139,10 @@ class OpenAIGenerator:
     ) -> tuple[str, Reading, AsyncGenerator[str]]:
         """The first token, and what goes on reading after it."""
         trying = retrying(self._retries, self.backoff_s, clock)
-        if not self.model:
-            self.model = (await trying(self._probe.listed))[0]
-        asked = {"model": self.model, "messages": list(prompt.messages), **self._fields}
+        if not self._asked_for:
+            self.model = self._asked_for = (await trying(self._probe.listed))[0]
+            self._probe.doubt()  # it was asked of no model in particular before
+        asked = {"model": self._asked_for, "messages": list(prompt.messages), **self._fields}
         while True:
             body, made = asked, list(self._conceded)
             for known in made:
@@ -169,33 +171,34 @@ class OpenAIGenerator:
         Closing it closes the connection: the engine stops.
         """
         client = await self._clients.get()
-        request = client.build_request("POST", f"{self._url}/chat/completions", json=body)
-        response = await client.send(request, stream=True)
+        url = f"{self._url}/chat/completions"
         try:
-            if response.status_code >= 400:
-                await response.aread()
-                raise Refused(response)
-            if response.headers.get("content-type", "").startswith("application/json"):
-                for text in reading.body(await response.aread()):
-                    yield text
-                return
-            async with aclosing(response.aiter_bytes()) as pieces:
-                while not reading.done:
-                    async with asyncio.timeout_at(clock.deadline(reading)):
-                        data = await anext(pieces, b"")
-                    before, silent = (reading.tokens, reading.finish), True
-                    for text in reading.feed(data):
-                        silent = False
+            async with client.stream("POST", url, json=body) as response:
+                if response.status_code >= 400:
+                    await response.aread()
+                    raise Refused(response)
+                if response.headers.get("content-type", "").startswith("application/json"):
+                    for text in reading.body(await response.aread()):
                         yield text
-                    if (reading.tokens, reading.finish) != before:
-                        if silent:
-                            yield ""
-                        clock.heard()
-                with suppress(*TRANSPORT_ERRORS):  # read to its end, the connection is used again
-                    async with asyncio.timeout(_LAST_CHUNK_S):
-                        await anext(pieces, b"")
-        finally:
-            await response.aclose()
+                    return
+                async with (
+                    aclosing(response.aiter_bytes()) as pieces,
+                    aclosing(_read(pieces, reading, clock)) as texts,
+                ):
+                    async for text in texts:
+                        yield text
+        except (Refused, ContextTooLong, *TRANSPORT_ERRORS) as error:
+            self._doubt(error)
+            raise
+
+    def _doubt(self, error: Exception) -> None:
+        """Where `error` may mean that another server or model answers by now, ask anew what it is."""
+        if isinstance(error, Refused):
+            if error.status == 404 and self._discover:
+                self._asked_for = ""
+            if error.status != 404 and not too_long(error.status, error.said):
+                return
+        self._probe.doubt()
 
     def _failure(self, error: Exception, reading: Reading, clock: Clock) -> ModelError:
         if isinstance(error, TimeoutError):
@@ -208,6 +211,24 @@ class OpenAIGenerator:
             return ModelUnavailable(
                 f"{self._url} {said}", f"try again, or raise generator.{setting}"
             )
-        if isinstance(error, Refused) and error.status == 404 and self._discover:
-            self.model = ""  # the server has another one now: ask it next time
         return translated(error, "generator", self._url)
+
+
+async def _read(
+    pieces: AsyncIterator[bytes], reading: Reading, clock: Clock
+) -> AsyncGenerator[str]:
+    """As in `OpenAIGenerator._texts`. TimeoutError if a token is late."""
+    while not reading.done:
+        async with asyncio.timeout_at(clock.deadline(reading)):
+            data = await anext(pieces, b"")
+        before, silent = (reading.tokens, reading.finish), True
+        for text in reading.feed(data):
+            silent = False
+            yield text
+        if (reading.tokens, reading.finish) != before:
+            if silent:
+                yield ""
+            clock.heard()
+    with suppress(*TRANSPORT_ERRORS):  # read to its end, the connection is used again
+        async with asyncio.timeout(_LAST_CHUNK_S):
+            await anext(pieces, b"")

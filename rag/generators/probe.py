@@ -40,8 +40,10 @@ class Probe:
         self._url = url
         self._clients = clients
         self._conceded = conceded
-        self._server = server() if server else None
+        self._fixed = server() if server else None
+        self._server = self._fixed
         self._window = 0
+        self._doubted = False
         self._silent_until = 0.0
 
     async def listed(self) -> list[str]:
@@ -73,9 +75,15 @@ class Probe:
 
     async def window(self, model: str) -> int:
         """As in `Server`."""
-        if not self._window and (server := await self._recognised()):
-            self._window = await self._told(server.window(self._ask, model)) or 0
+        if (self._doubted or not self._window) and (server := await self._recognised()):
+            told = await self._told(server.window(self._ask, model))
+            if told is not None:
+                self._window, self._doubted = told, False
         return self._window
+
+    def doubt(self) -> None:
+        """Another server or model may answer by now: what it tells takes the place of the old."""
+        self._server, self._doubted = self._fixed, True
 
     async def count(self, model: str, messages: Messages) -> int | None:
         """As in `Server`."""
@@ -95,6 +103,8 @@ class Probe:
         try:
             async with asyncio.timeout(_TELL_S):
                 return await asking
+        except httpx2.ConnectError:  # refused at once, and may be there in a moment
+            return None
         except (*TRANSPORT_ERRORS, AttributeError, KeyError, TypeError):
             self._silent_until = time.monotonic() + _UNTOLD_S
             return None

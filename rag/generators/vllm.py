@@ -1,4 +1,4 @@
-"""vLLM: a server by URL, or without one the engine in this process (rag/generators/vllm_engine)."""
+"""vLLM: a server by URL, or without one the engine in this process (rag/generators/vllm_local)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def vllm_generator(*, url: str = "", model: str = "", **settings: Any) -> Genera
             "generator.kind is vllm, and neither a server nor a model is named",
             "set generator.url to a server, or generator.model to load one here",
         )
-    from rag.generators.vllm_engine import VLLMEngine
+    from rag.generators.vllm_local import LocalVLLM
 
-    return VLLMEngine(model=model, **settings)
+    return LocalVLLM(model=model, **settings)

@@ -17,6 +17,20 @@ Messages: TypeAlias = Sequence[Mapping[str, str]]
 _CUT_SHORT = {"content_filter", "abort", "error"}  # a finish_reason that means half an answer
 
 
+def check_finish(source: str, model: str, finish: str, written: bool) -> None:
+    """Raise if an answer that ended is cut short, or has no text: `written` is False."""
+    if finish in _CUT_SHORT:
+        raise ModelError(f"{source} stopped its answer ({finish})", "look at the server's log")
+    if not written:
+        # Not an abstention: the model has a word for that.
+        raise ModelError(
+            f"{model} gave an empty answer",
+            "raise generator.max_tokens (a reasoning model may spend it all before it answers)"
+            if finish == "length"
+            else "look at the server's log",
+        )
+
+
 class Reading:
     """What is known so far of one answer.
 
@@ -34,7 +48,7 @@ class Reading:
         self._whole = False
         self._failed = False  # the next data is an error
         self._rest = b""
-        self._thoughts = _Thoughts()
+        self._thoughts = Thoughts()
 
     def feed(self, data: bytes) -> Iterator[str]:
         """The texts in a piece of the stream, however it is cut; no data is the stream's end.
@@ -51,9 +65,11 @@ class Reading:
 
     def body(self, data: bytes) -> Iterator[str]:
         """The text of an answer that comes in one piece of JSON."""
-        if text := self._event(data):
+        # Where the prompt itself opened the thoughts, only their end is there.
+        text = self._event(data).rpartition(Thoughts.CLOSE)[2].lstrip()
+        self._whole = self.written = bool(text)
+        if text:
             yield text
-        self._whole = self.written
         yield from self._end()
 
     def check(self, model: str) -> None:
@@ -65,18 +81,7 @@ class Reading:
                 f"{self._url} does not give an answer",
                 "check generator.url (it ends in /v1), and the server's log",
             )
-        if self.finish in _CUT_SHORT:
-            raise ModelError(
-                f"{self._url} stopped its answer ({self.finish})", "look at the server's log"
-            )
-        if not self.written:
-            # Not an abstention: the model has a word for that.
-            raise ModelError(
-                f"{model} gave an empty answer",
-                "raise generator.max_tokens (a reasoning model may spend it all before it answers)"
-                if self.finish == "length"
-                else "look at the server's log",
-            )
+        check_finish(self._url, model, self.finish, self.written)
 
     def _line(self, line: bytes) -> str:
         if line.startswith(b"data:"):
@@ -121,10 +126,15 @@ class Reading:
             yield text
 
 
-class _Thoughts:
-    """Leaves out the <think>...</think> that an answer may begin with, in whatever pieces."""
+class Thoughts:
+    """Leaves out the <think>...</think> that an answer may begin with, in whatever pieces.
 
-    _OPEN, _CLOSE = "<think>", "</think>"
+    Thoughts without their <think>, because the chat template has put it into the prompt, as those
+    of DeepSeek-R1 and Qwen3-Thinking do, cannot be told from an answer before they end. A stream
+    shows them, unless the server has a reasoning parser; an answer asked for whole does not.
+    """
+
+    OPEN, CLOSE = "<think>", "</think>"
 
     def __init__(self) -> None:
         self._held = ""
@@ -136,17 +146,17 @@ class _Thoughts:
         self._held += text
         while True:
             if self._thinking:
-                thought, closed, rest = self._held.partition(self._CLOSE)
+                thought, closed, rest = self._held.partition(self.CLOSE)
                 if not closed:
-                    self._held = thought[-len(self._CLOSE) :]
+                    self._held = thought[-len(self.CLOSE) :]
                     return ""
                 self._held, self._thinking, self._thought = rest, False, True
             begun = self._held.lstrip()
-            if self._OPEN.startswith(begun):
+            if self.OPEN.startswith(begun):
                 return ""
-            if not begun.startswith(self._OPEN):
+            if not begun.startswith(self.OPEN):
                 return self.rest()
-            self._held, self._thinking = begun[len(self._OPEN) :], True
+            self._held, self._thinking = begun[len(self.OPEN) :], True
 
     def rest(self) -> str:
         """What was held back because it might have become a tag."""

@@ -11,8 +11,9 @@ import pytest
 from embedders import WordEmbedder
 
 from rag.answer import Answerer, Done, Sources, Token
+from rag.batch import ask_all
 from rag.breaker import Breaker
-from rag.errors import InputError, ModelUnavailable
+from rag.errors import ContextTooLong, InputError, ModelUnavailable
 from rag.generators.extractive import ExtractiveGenerator
 from rag.prompt import NO_ANSWER
 from rag.retrieve import Retriever
@@ -102,8 +103,14 @@ def test_the_stream_and_the_answer_are_the_same(retriever: Retriever) -> None:
     by_marker = {c.marker: c for c in seen[0].citations}
     for citation in answer.citations:
         assert by_marker[citation.marker].chunk_id == citation.chunk_id
-    stages = {"embed", "search", "prompt", "first_token", "generate", "cite", "total"}
-    assert stages == set(answer.timings_ms)
+    times = answer.timings_ms
+    assert set(times) == {
+        *("embed", "search", "prompt", "wait", "generate", "cite"),
+        *("first_token", "total"),
+    }
+    before = sum(times[stage] for stage in ("embed", "search", "prompt", "wait"))
+    assert before <= times["first_token"] + 0.1
+    assert times["first_token"] <= times["total"]
     assert answerer(retriever, model).ask(QUESTION, 4).text == answer.text
 
 
@@ -322,6 +329,63 @@ def test_a_model_that_fails_at_rewriting_is_not_asked_again(retriever: Retriever
 # --- when the model fails
 
 
+def test_a_rewriting_that_does_not_fit_does_not_cost_the_answer(retriever: Retriever) -> None:
+    model = Chat(ContextTooLong("too long", "shorten it"), "At nine [1].")
+    answer = answerer(retriever, model).ask("And when does it close?", 4, None, HISTORY)
+    assert answer.text == "At nine [1]."
+    assert answer.degraded == ()
+    assert answer.search == "And when does it close?\nWhen does the depot open?"
+
+
+def test_a_rewriting_that_fails_counts_once(retriever: Retriever) -> None:
+    down = ModelUnavailable("no server", "start it")
+    model = Chat(down, down, "When does the depot close?", "At nine [1].")
+    asking = answerer(retriever, model, breaker=Breaker(3, 60))
+    for degraded in (("generator",), ("generator",), ()):
+        answer = asking.ask("And when does it close?", 4, None, HISTORY)
+        assert answer.degraded == degraded
+
+
+def test_an_embedder_that_fails_at_the_end_does_not_cost_the_answer() -> None:
+    class Failing(WordEmbedder):
+        def embed_queries(self, texts: Sequence[str]) -> Any:
+            if len(texts) > 1:
+                raise ModelUnavailable("no embedder", "start it")
+            return super().embed_queries(texts)
+
+    embedder: Any = Failing()
+    store = MemoryBackend().create(CollectionSpec("a", 32, embedder=embedder.fingerprint))
+    chunk = Chunk("c0", "d0", "v", 0, PASSAGES[0], "/0.txt", "Doc")
+    store.upsert([chunk], WordEmbedder().embed_documents([PASSAGES[0]]))
+    model = Scripted("It opens at seven in the depot, they say. [1]")
+    answer = answerer(Retriever(store, embedder), model).ask(QUESTION, 4)
+    assert answer.degraded == ("citations",)
+    assert [citation.marker for citation in answer.citations] == [1]
+
+
+def test_what_is_quoted_may_hold_the_word_for_no_answer() -> None:
+    text = f"The tool prints {NO_ANSWER} when the depot opens at night [3; 4] or ［5］."
+    embedder: Any = WordEmbedder()
+    store = MemoryBackend().create(CollectionSpec("a", 32, embedder=embedder.fingerprint))
+    chunk = Chunk("c0", "d0", "v", 0, text, "/0.txt", "Doc")
+    store.upsert([chunk], embedder.embed_documents([text]))
+    quoting = ExtractiveGenerator(embedder=embedder)
+    found = Answerer(Retriever(store, embedder), quoting, quoting, min_evidence=0, answer_tokens=9)
+    answer = found.ask(QUESTION, 4)
+    assert answer.text == text.replace("[3; 4]", "(3; 4)").replace("［5］", "(5)") + " [1]"
+    assert answer.invalid_markers == 0
+
+
+def test_the_usage_of_an_abstention_is_known(retriever: Retriever) -> None:
+    model = Scripted(NO_ANSWER, ".", Usage(100, 4))
+    answer = answerer(retriever, model).ask(QUESTION, 4)
+    assert answer.abstained
+    assert answer.usage == Usage(100, 4)
+    rambling = Scripted(NO_ANSWER, *["so "] * 1000, Usage(100, 4))
+    assert answerer(retriever, rambling).ask(QUESTION, 4).abstained
+    assert rambling.closed
+
+
 def test_a_model_that_keeps_failing_is_left_alone(retriever: Retriever) -> None:
     model = Scripted(ModelUnavailable("no server", "start it"))
     asking = answerer(retriever, model, breaker=Breaker(2, 60))
@@ -375,8 +439,9 @@ def test_an_engine_gets_all_prompts_at_once(retriever: Retriever) -> None:
             return [(f"{prompt.question} [1][9]", Usage(3, 4)) for prompt in prompts]
 
     asked = [QUESTION, "Who won the cup in 1998?", "What does parking at the depot cost?"]
-    asking = answerer(retriever, Engine(), min_evidence=0.6)
-    found = list(asking.ask_many(asked, 4, whole=True))
+    engine = Engine()
+    asking = answerer(retriever, engine, min_evidence=0.6)
+    found = list(ask_all(asking, engine, asked, 4))
     assert [answer.abstained for answer in found] == [False, True, False]
     assert Engine.batches == [2], "what is not answered is not generated"
     assert found[0].text == f"{QUESTION} [1]"
@@ -389,6 +454,7 @@ def test_an_engine_that_fails_degrades_every_answer(retriever: Retriever) -> Non
         def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage]]:
             raise ModelUnavailable("out of memory", "use a smaller model")
 
-    found = list(answerer(retriever, Engine()).ask_many([QUESTION] * 3, 4, whole=True))
+    engine = Engine()
+    found = list(ask_all(answerer(retriever, engine), engine, [QUESTION] * 3, 4))
     assert [answer.degraded for answer in found] == [("generator",)] * 3
     assert all("out of memory" in answer.notice for answer in found)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from servers import wait_until
 
 from rag.breaker import Breaker
 from rag.errors import ContextTooLong, ModelUnavailable
 
 
-def fail(breaker: Breaker, error: Exception | None = None) -> None:
-    with pytest.raises(Exception) as raised, breaker.calling():
-        raise error or ModelUnavailable("down")
-    assert raised.value.__class__ in (ModelUnavailable, type(error))
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def works(breaker: Breaker) -> bool:
+def end(breaker: Breaker, error: BaseException) -> None:
+    """A call that ends so."""
+    with pytest.raises(type(error)), breaker.calling():
+        raise error
+
+
+def passes(breaker: Breaker) -> bool:
+    """Whether a call passes; if so, it succeeds."""
     try:
         with breaker.calling():
             return True
@@ -23,50 +34,72 @@ def works(breaker: Breaker) -> bool:
         return False
 
 
+DOWN = ModelUnavailable("down")
+
+
 def test_failures_in_a_row_open_it_and_a_success_between_them_does_not() -> None:
-    breaker = Breaker(3, 60)
+    breaker = Breaker(3, 60, Clock())
     for _ in range(2):
-        fail(breaker)
-    assert works(breaker)
+        end(breaker, DOWN)
+    assert passes(breaker)
     for _ in range(2):
-        fail(breaker)
+        end(breaker, DOWN)
     assert breaker.state == "closed"
-    fail(breaker)
+    end(breaker, DOWN)
     assert breaker.state == "open"
     with pytest.raises(ModelUnavailable, match=r"3 times in a row .* 60 s"), breaker.calling():
         raise AssertionError("it let a call pass")
+    with pytest.raises(ModelUnavailable, match="left alone"):
+        breaker.check()
 
 
-@pytest.mark.parametrize("error", [ContextTooLong("long"), GeneratorExit(), KeyboardInterrupt()])
-def test_what_is_not_the_models_fault_does_not_count(error: BaseException) -> None:
-    breaker = Breaker(1, 60)
-    with pytest.raises(type(error)), breaker.calling():
-        raise error
-    assert breaker.state == "closed"
+OTHERS = [ContextTooLong("long"), GeneratorExit(), asyncio.CancelledError(), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_neither_failure_nor_success_changes_nothing(other: BaseException) -> None:
+    """Readers who leave a server that hangs must not keep it from being left alone."""
+    clock = Clock()
+    breaker = Breaker(2, 60, clock)
+    end(breaker, DOWN)
+    end(breaker, other)
+    end(breaker, DOWN)
+    assert breaker.state == "open"
+    clock.now = 60
+    end(breaker, other)
+    assert breaker.state == "half-open"
 
 
 def test_after_a_while_one_call_tries_and_closes_it() -> None:
-    breaker = Breaker(1, 0.05)
-    fail(breaker)
-    wait_until(lambda: works(breaker), 5)
+    clock = Clock()
+    breaker = Breaker(1, 30, clock)
+    end(breaker, DOWN)
+    clock.now = 29
+    assert not passes(breaker)
+    clock.now = 30
+    assert breaker.state == "half-open"
+    with breaker.calling():
+        assert not passes(breaker), "a second call passed while the first one tried"
     assert breaker.state == "closed"
+    assert passes(breaker)
 
 
-def test_a_trial_that_fails_opens_it_again_and_no_other_call_passes_meanwhile() -> None:
-    breaker = Breaker(1, 0.05)
-    fail(breaker)
-    tried = False
+def test_a_trial_that_fails_opens_it_for_as_long_again() -> None:
+    clock = Clock()
+    breaker = Breaker(3, 30, clock)
+    for _ in range(3):
+        end(breaker, DOWN)
+    clock.now = 30
+    end(breaker, DOWN)
+    assert breaker.state == "open"
+    clock.now = 59
+    assert not passes(breaker)
+    clock.now = 60
+    assert passes(breaker)
 
-    def trial() -> bool:
-        nonlocal tried
-        try:
-            with breaker.calling():
-                tried = True
-                assert breaker.state == "half-open"
-                assert not works(breaker), "a second call passed while the first one tried"
-                raise ModelUnavailable("still down")
-        except ModelUnavailable:
-            return tried
 
-    wait_until(trial, 5)
+def test_failures_outside_of_calls_count_too() -> None:
+    breaker = Breaker(2, 30, Clock())
+    breaker.failed()
+    end(breaker, DOWN)
     assert breaker.state == "open"

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -34,11 +35,12 @@ def pieces_of(generator: OpenAIGenerator, text: str = "Hi") -> AsyncGenerator[st
     return cast("AsyncGenerator[str | Usage]", generator.stream(asking(text)))
 
 
-def run(generator: OpenAIGenerator, text: str = "Hi") -> list[str | Usage]:
-    async def collect() -> list[str | Usage]:
-        return [piece async for piece in pieces_of(generator, text)]
+async def all_of(generator: OpenAIGenerator, text: str = "Hi") -> list[str | Usage]:
+    return [piece async for piece in pieces_of(generator, text)]
 
-    return asyncio.run(collect())
+
+def run(generator: OpenAIGenerator, text: str = "Hi") -> list[str | Usage]:
+    return asyncio.run(all_of(generator, text))
 
 
 def text_of(pieces: list[str | Usage]) -> str:
@@ -60,18 +62,20 @@ def test_streams_in_pieces_with_the_usage_at_the_end(llama: str) -> None:
 
 
 def test_temperature_and_options_reach_the_engine(llama: str) -> None:
-    def told(temperature: float, seed: int) -> str:
+    def told(temperature: float, seed: int, **options: str) -> str:
         generator = OpenAIGenerator(
             url=f"{llama}/v1",
             model=MODEL,
             max_tokens=16,
             temperature=temperature,
             seed=seed,
+            options=options,
         )
         return text_of(run(generator, STORY))
 
     assert told(0.0, 1) == told(0.0, 2)
     assert told(1.5, 1) != told(1.5, 2)
+    assert told(0.0, 1, grammar='root ::= "blue"') == "blue"
 
 
 def test_an_unset_model_is_the_one_that_the_server_lists(llama: str) -> None:
@@ -202,6 +206,22 @@ def test_whole_answers(events: list[object], expected: list[str | Usage]) -> Non
             ContextTooLong,
             "1024",
             id="too long, TGI",
+        ),
+        pytest.param(
+            Reply(
+                answer(
+                    400,
+                    {
+                        "error": {
+                            "message": "max_tokens is too large: 6000. This model supports at most "
+                            "4096 completion tokens, whereas you provided 6000."
+                        }
+                    },
+                )
+            ),
+            ModelError,
+            r"max_tokens is too large.*check the settings generator\.\*",
+            id="too long an answer",
         ),
         pytest.param(
             Reply(answer(400, {"error": {"message": "temperature: at most 2"}})),
@@ -466,6 +486,27 @@ def test_each_event_loop_has_its_own_connections_and_closes_them() -> None:
         assert (len(server.requests), server.connections) == (2, 2)
 
 
+def test_threads_with_loops_of_their_own_may_come_at_any_moment() -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        """While it is looked at from one thread, another one comes."""
+
+        others = 0
+
+        def is_closed(self) -> bool:
+            if self.others:
+                self.others -= 1
+                with ThreadPoolExecutor(1) as another:
+                    another.submit(run, made).result()
+            return super().is_closed()
+
+    with RawServer(Reply(WHOLE)) as server, asyncio.Runner(loop_factory=Loop) as first:
+        made = generator(server, first_token_s=10)
+        first.run(all_of(made))
+        cast("Loop", first.get_loop()).others = 1
+        run(made)
+        assert len(server.requests) == 3
+
+
 def test_closing_closes_the_connections_and_the_next_answer_opens_new_ones() -> None:
     async def close_between(made: OpenAIGenerator) -> None:
         await made.aclose()
@@ -571,6 +612,7 @@ def test_a_discovered_model_that_is_gone_is_discovered_again() -> None:
         asked = generator(server, model="", first_token_s=5)
         with pytest.raises(ModelError, match="no such model"):
             run(asked)
+        assert asked.model == "old", "the answers under way are its own"
         run(asked)
     assert asked.model == "new"
 

@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import CONTEXT_TOKENS, MODEL, RawServer, Reply, answer, llama_server, recording
+from servers import (
+    CONTEXT_TOKENS,
+    MODEL,
+    RawServer,
+    Reply,
+    answer,
+    chunked,
+    llama_server,
+    recording,
+    stream,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rag.errors import ConfigError, ModelUnavailable
+from rag.errors import ConfigError, ModelError, ModelUnavailable
 from rag.generators.openai import OpenAIGenerator
 from rag.types import Prompt, Usage
 
@@ -134,6 +144,81 @@ def test_what_was_told_is_remembered() -> None:
             asyncio.run(made.window())
         asked = [path for path, _ in server.requests]
     assert asked == ["/v1/models"] * 2  # which server it is, and its window
+
+
+# --- a server that is another one by now
+
+QUESTION = Prompt("q", (), MESSAGES)
+TOKEN = {"choices": [{"delta": {"content": "5 l."}, "finish_reason": None}]}
+END = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+VLLM = Reply(answer(200, {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 8192}]}))
+LLAMA = {
+    "/v1/models": Reply(answer(200, {"data": [{"id": "m", "owned_by": "llamacpp"}]})),
+    "/props": Reply(answer(200, {"default_generation_settings": {"n_ctx": 1024}})),
+}
+
+
+async def asked(made: OpenAIGenerator) -> None:
+    async for _ in made.stream(QUESTION):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reply", "window"),
+    [
+        pytest.param(Reply(recording("vllm-unknown-model")), 1024, id="unknown model"),
+        pytest.param(Reply(recording("vllm-too-long")), 1024, id="too long"),
+        pytest.param(Reply(recording("tgi-too-long-in-stream")), 1024, id="too long, as an event"),
+        pytest.param(Reply(), 1024, id="broken off before the answer"),
+        pytest.param(Reply(chunked(stream(TOKEN)), "reset"), 1024, id="broken off in the middle"),
+        pytest.param(Reply(answer(503, {})), 8192, id="overloaded"),
+    ],
+)
+def test_a_failure_that_may_come_of_another_server_makes_it_be_asked_anew(
+    reply: Reply, window: int
+) -> None:
+    paths = {"/v1/models": VLLM}
+    with RawServer(reply, paths=paths) as server:
+        made = OpenAIGenerator(url=server.url, model="m", retries=0)
+        assert asyncio.run(made.window()) == 8192
+        paths |= LLAMA
+        assert asyncio.run(made.window()) == 8192
+        with pytest.raises(ModelError):
+            asyncio.run(asked(made))
+        assert asyncio.run(made.window()) == window
+
+
+def test_so_does_a_failure_that_was_mended_by_trying_again() -> None:
+    paths = {"/v1/models": VLLM}
+    with RawServer(Reply(), Reply(stream(TOKEN, END)), paths=paths) as server:
+        made = OpenAIGenerator(url=server.url, model="m", retries=1)
+        made.backoff_s = 0.01
+        assert asyncio.run(made.window()) == 8192
+        paths |= LLAMA
+        asyncio.run(asked(made))
+        assert asyncio.run(made.window()) == 1024
+
+
+def test_a_server_that_was_away_is_asked_as_soon_as_it_is_back() -> None:
+    with RawServer(NOT_FOUND, paths={"/v1/models": VLLM}) as server:
+        made = OpenAIGenerator(url=server.url, model="m", retries=0)
+        assert asyncio.run(made.window()) == 8192
+    with pytest.raises(ModelUnavailable, match="no server answers"):
+        asyncio.run(asked(made))
+    assert asyncio.run(made.window()) == 8192, "what it told last, as long as nothing else is known"
+    with RawServer(NOT_FOUND, paths=LLAMA, port=int(server.url.split(":")[2][:-3])):
+        assert asyncio.run(made.window()) == 1024
+
+
+def test_the_window_of_a_discovered_model_is_its_own() -> None:
+    small = {"data": [{"id": "small", "owned_by": "vllm", "max_model_len": 1024}]}
+    paths = {"/v1/models": VLLM}
+    with RawServer(Reply(stream(TOKEN, END)), paths=paths) as server:
+        made = OpenAIGenerator(url=server.url, model="")
+        assert asyncio.run(made.window()) == 8192
+        paths["/v1/models"] = Reply(answer(200, small))
+        asyncio.run(asked(made))
+        assert (made.model, asyncio.run(made.window())) == ("small", 1024)
 
 
 @pytest.mark.parametrize(("context_tokens", "window"), [(0, 2048), (1000, 1000), (4096, 2048)])

@@ -156,6 +156,26 @@ def statements(answer: str, embedder: Any) -> list[tuple[str, int | None]]:
         ("油箱容积五升[2]。每年检查水泵。", [("油箱容积五升[2]。", 2), ("每年检查水泵。", 2)]),
         ("油箱容积九升[2]。", [("油箱容积九升[2]。", None)]),
         ("5 litres of oil [1]", [("5 litres of oil", 1)]),
+        # the items of a list: their numbers are nobody's claim
+        (
+            "1. Its tank holds 5 litres. [1]\n2. Check the pump every spring. [1]",
+            [("1. Its tank holds 5 litres.", 1), ("2. Check the pump every spring.", 1)],
+        ),
+        ("**2)** Its tank holds 5 litres [1].", [("**2)** Its tank holds 5 litres [1].", 1)]),
+        ("Step 3: Its tank holds 5 litres. [1]", [("Step 3: Its tank holds 5 litres.", 1)]),
+        ("3、油箱的容积是五升[2]", [("3、油箱的容积是五升", 2)]),
+        # markers before, and without a space after
+        ("[1] Its tank holds 5 litres.", [("Its tank holds 5 litres.", 1)]),
+        (
+            "[1] Its tank holds 5 litres.\n[2] 每年检查水泵。",
+            [("Its tank holds 5 litres.", 1), ("每年检查水泵。", 2)],
+        ),
+        (
+            "Its tank holds 5 litres.[1]Check the pump every spring.[1]",
+            [("Its tank holds 5 litres.", 1), ("Check the pump every spring.", 1)],
+        ),
+        # the same number in other characters
+        ("Its tank holds ５ litres [1].", [("Its tank holds ５ litres [1].", 1)]),
     ],
 )
 def test_each_sentence_has_its_support_or_is_unsupported(
@@ -175,6 +195,11 @@ def test_an_unsupported_sentence_has_no_span(embedder: Any) -> None:
     assert cite("Bananas are yellow [3].", HITS, embedder).statements == (
         Statement(0, 23, None, None, pytest.approx(0, abs=0.4)),
     )
+
+
+def test_without_an_embedder_words_decide() -> None:
+    cited = cite("The tank holds 5 litres of oil [1]. Bananas are yellow [1].", HITS)
+    assert [statement.marker for statement in cited.statements] == [1, None]
 
 
 def test_nothing_is_cited_in_nothing() -> None:

@@ -132,6 +132,26 @@ def test_thoughts_are_no_part_of_the_answer(texts: list[str], left: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("hm\n</think>\n\n5 l.", "5 l."),
+        ("<think>hm</think>5 l.", "5 l."),
+        ("5 l. or < 6 l.", "5 l. or < 6 l."),
+        ("hm</think>\n", None),
+    ],
+)
+def test_a_whole_answer_needs_only_the_end_of_the_thoughts(text: str, left: str | None) -> None:
+    body = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    with RawServer(Reply(answer(200, body))) as server:
+        asked = generator(server, stream=False)
+        if left is None:
+            with pytest.raises(ModelError, match="empty answer"):
+                run(asked)
+        else:
+            assert run(asked)[0] == left
+
+
+@pytest.mark.parametrize(
     "reply",
     [
         said("<think>so ", "many things", finish="length"),
