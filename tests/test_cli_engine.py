@@ -209,7 +209,7 @@ class Serving:
     def until_ready(self) -> None:
         def known() -> bool:
             assert self.process.poll() is None, self.err
-            return "ready at" in self.out
+            return "ready at" in self.out and 'model = "' in self.out
 
         wait_until(known, READY_S)
 
@@ -410,12 +410,10 @@ def test_vllm_that_is_not_there_is_one_line(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_llama_cpp_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    """A package that cannot be found, as on a machine without it."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util as u\nfind = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'xllamacpp' else find(name, *a)\n"
-    )
-    done = rag("engine", "serve", "--model", smollm2(), PYTHONPATH=str(tmp_path))
+    """A package that cannot be imported, as on a machine without it."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['xllamacpp'] = None\n")
+    arguments = ("--model", smollm2(), "--port", str(free_port()))
+    done = rag("engine", "serve", *arguments, PYTHONPATH=str(tmp_path))
     assert done.status == 2
     assert "llama.cpp is not installed here" in done.error
     assert "pip install 'ragline[llamacpp]'" in done.error

@@ -192,7 +192,7 @@ class OpenAIGenerator:
             raise
 
     def _doubt(self, error: Exception) -> None:
-        """Where `error` may mean that another server or model answers by now, ask anew what it is."""
+        """Ask the server anew what it is, if `error` may mean that another one answers by now."""
         if isinstance(error, Refused):
             if error.status == 404 and self._discover:
                 self._asked_for = ""

@@ -124,6 +124,9 @@ class Engine:
         self.loaded.set_result(engine)
         await self._end.wait()
         shutdown()
+        # Nothing may hold it: what is left at the interpreter's end fails to free itself.
+        self.loaded = Future()
+        self.loaded.set_exception(_closed())
 
 
 class Engines:
@@ -147,9 +150,8 @@ class Engines:
     def running(self) -> Any:
         """vLLM's own engine, if one is loaded."""
         now = self._current
-        if now and not now.ended and now.loaded.done() and not now.loaded.exception():
-            return now.loaded.result()
-        return None
+        loaded = now.loaded if now and not now.ended else None
+        return loaded.result() if loaded and loaded.done() and not loaded.exception() else None
 
     def close(self) -> None:
         """End the engine. One that is still loading ends by itself as soon as it is loaded."""

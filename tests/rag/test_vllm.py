@@ -102,7 +102,8 @@ def test_sampling_reaches_the_engine(server: str) -> None:
     assert told(repetition_penalty=2.0) != greedy
     first = greedy.split()[3]
     assert first not in told(stop=[first])
-    assert told(options={"min_tokens": 16, "logit_bias": {"0": -100}}) == greedy
+    forced = told(options={"logit_bias": {"260": 100}})
+    assert forced == forced[: len(forced) // 16] * 16
 
 
 def test_what_is_longer_than_the_window_is_too_long(server: str) -> None:
@@ -167,12 +168,12 @@ def test_a_question_is_answered_by_the_server(server: str, tmp_path: Path) -> No
 # --- in a process
 
 
-def in_environment(code: str, *arguments: str | Path, **environment: str) -> Any:
+def in_environment(*arguments: str | Path, **environment: str) -> Any:
     """What Python with vLLM and `rag` prints last, as JSON."""
     install()
     done = subprocess.run(
-        [PYTHON, *arguments] if not code else [PYTHON, "-c", code, *arguments],
-        env={**os.environ, **SETTINGS, "HF_HUB_OFFLINE": "1", **environment},
+        [PYTHON, *arguments],
+        env={**os.environ, **SETTINGS, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -197,37 +198,93 @@ def test_a_question_is_answered_by_the_engine_in_the_process(tmp_path: Path) -> 
     (tmp_path / "depot.md").write_text(PAGE)
     assert rag("ingest", tmp_path).status == 0
     question = "When does the depot open?"
-    answer = in_environment("", "-m", "rag.cli", "ask", question, "--json", **ENGINE)
+    answer = in_environment("-m", "rag.cli", "ask", question, "--json", **ENGINE)
     assert answer["model"] == str(WEIGHTS)
-    assert (answer["degraded"], answer["notice"]) in ([[], ""], ([], answer["notice"]))
+    assert answer["degraded"] == []
+    assert answer["notice"] in ("", "the answer was cut off at generator.max_tokens")
     assert answer["usage"]["completion_tokens"] > 0
     assert answer["timings_ms"]["first_token"] > 0
 
 
-def test_answers_are_measured_by_the_engine_in_batches(tmp_path: Path) -> None:
-    """`rag eval --answers` gives all prompts to LLM at once."""
-    (tmp_path / "qrels").mkdir()
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What tests/support/vllm_process.py found, and the `answers` that its `rag eval` wrote."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "qrels").mkdir()
     rows = [("d1", "Depot", PAGE), ("d2", "Moon", "The moon is made of rock. It has no air.")]
     asked = [
         ("q1", "When does the depot open?", "d1", "seven"),
         ("q2", "What does parking at the depot cost?", "d1", "four pounds"),
         ("q3", "What is the moon made of?", "d2", "rock"),
     ]
-    (tmp_path / "corpus.jsonl").write_text(
+    (folder / "corpus.jsonl").write_text(
         "".join(json.dumps({"_id": i, "title": t, "text": x}) + "\n" for i, t, x in rows)
     )
-    (tmp_path / "queries.jsonl").write_text(
+    (folder / "queries.jsonl").write_text(
         "".join(json.dumps({"_id": i, "text": q, "answers": [a]}) + "\n" for i, q, _, a in asked)
     )
-    (tmp_path / "qrels/test.tsv").write_text("".join(f"{i}\t{d}\t1\n" for i, _, d, _ in asked))
-    out = tmp_path / "answers.jsonl"
-    arguments = ["-m", "rag.cli", "eval", tmp_path, "--answers", "--json", "--out", out]
-    found = in_environment("", *arguments, **ENGINE)
-    assert found["settings"]["model"] == str(WEIGHTS)
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [answer["_id"] for answer in answers] == ["q1", "q2", "q3"]
-    assert all(answer["usage"]["completion_tokens"] > 0 for answer in answers)
-    assert all(answer["degraded"] == [] for answer in answers)
+    (folder / "qrels/test.tsv").write_text("".join(f"{i}\t{d}\t1\n" for i, _, d, _ in asked))
+    out = folder / "answers.jsonl"
+    script = Path(__file__).parents[1] / "support" / "vllm_process.py"
+    data = {"RAG_DATA_DIR": str(folder / "data")}
+    found: dict[str, Any] = in_environment(script, WEIGHTS, folder, out, **ENGINE, **data)
+    return {**found, "answers": [json.loads(line) for line in out.read_text().splitlines()]}
+
+
+def test_the_window_and_the_tokens_need_no_engine(process: dict[str, Any]) -> None:
+    assert process["window"] == 1024
+    assert process["before"] == []
+
+
+def test_without_a_system_role_the_rules_go_to_the_user(process: dict[str, Any]) -> None:
+    assert len(set(process["tokens"])) == 1
+
+
+def test_what_is_wrong_is_told_in_a_line(process: dict[str, Any]) -> None:
+    sampling, argument, template = process["refused"]
+    assert sampling[0] == argument[0] == "ConfigError"
+    assert "temperature" in sampling[1]
+    assert "bfloat16" in argument[1]
+    assert template[0] == "ModelError"
+    assert "chat template" in template[1] and "No!" in template[1]
+    assert not any("\n" in line for _, line in process["refused"])
+
+
+def test_eight_that_come_at_once_share_an_engine(process: dict[str, Any]) -> None:
+    assert process["streaming"] == ["AsyncLLM"]
+    assert process["free"], "no thread of the event loop waits for the engine"
+    assert len(process["together"]) == 8
+    assert all(process["together"])
+
+
+def test_any_event_loop_streams_from_it(process: dict[str, Any]) -> None:
+    first, second = process["loops"]
+    assert first == second != ""
+
+
+def test_cancelling_a_stream_stops_the_engine_in_the_process(process: dict[str, Any]) -> None:
+    assert process["cancelled"] == [1, 0]
+
+
+def test_thoughts_are_no_answer(process: dict[str, Any]) -> None:
+    kind, line = process["thoughts"]
+    assert kind == "ModelError"
+    assert "empty answer" in line and "max_tokens" in line
+
+
+def test_an_answer_fails_when_its_generator_is_closed(process: dict[str, Any]) -> None:
+    kind, line = process["closed"]
+    assert kind == "ModelUnavailable"
+    assert "closed" in line
+
+
+def test_answers_are_measured_by_one_engine_in_batches(process: dict[str, Any]) -> None:
+    """`rag eval --answers` gives all prompts to LLM at once, and AsyncLLM is not started."""
+    assert process["batches"] == ["LLM"]
+    assert process["eval"]["settings"]["models"] == [str(WEIGHTS)]
+    assert [answer["_id"] for answer in process["answers"]] == ["q1", "q2", "q3"]
+    assert all(answer["usage"]["completion_tokens"] > 0 for answer in process["answers"])
+    assert all(answer["degraded"] == [] for answer in process["answers"])
 
 
 def test_wrong_engine_arguments_are_told_in_a_line() -> None:
@@ -241,7 +298,7 @@ try:
 except ConfigError as error:
     print(json.dumps(str(error)))
 """
-    assert "did you mean tensor_parallel_size" in in_environment(code)
+    assert "did you mean tensor_parallel_size" in in_environment("-c", code)
 
 
 def test_without_a_server_or_a_model_it_says_what_to_set() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,12 @@ def run(made: OpenAIGenerator) -> tuple[str, Usage]:
     *pieces, usage = asyncio.run(collect())
     assert isinstance(usage, Usage)
     return "".join(piece for piece in pieces if isinstance(piece, str)), usage
+
+
+def test_each_recording_says_whether_it_is_one() -> None:
+    for path in RECORDINGS.glob("*.http"):
+        said = path.read_text("utf-8").splitlines()[0]
+        assert re.fullmatch(r"# (Recorded from|Not recorded: written after) .+\.", said), path
 
 
 # --- whole answers
