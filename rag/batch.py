@@ -54,14 +54,21 @@ def _written(
             draft.failed = error
         return [generator] * len(drafts)
     each = (time.perf_counter() - started) * 1000 / max(1, len(asked))
-    generators: list[Generator] = []
-    for draft in drafts:
-        if draft.refused or draft.failed:
-            generators.append(generator)
-        else:
-            draft.timings["generate"] = each
-            generators.append(_Said(generator.model, *next(said)))
-    return generators
+    for draft in asked:
+        draft.timings["generate"] = each
+    return [
+        generator if draft.refused or draft.failed else _repeating(draft, generator, next(said))
+        for draft in drafts
+    ]
+
+
+def _repeating(
+    draft: Draft, generator: Generator, said: tuple[str, Usage] | ModelError
+) -> Generator:
+    if isinstance(said, ModelError):
+        draft.failed = said
+        return generator
+    return _Said(generator.model, *said)
 
 
 class _Said:

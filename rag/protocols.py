@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from rag.errors import ModelError
 from rag.types import (
     BackendInfo,
     Chunk,
@@ -214,5 +215,8 @@ class LanguageModel(Protocol):
 class BatchGenerator(Protocol):
     """What a generator offers besides when it answers many prompts at once, faster."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage]]:
-        """The whole text for each prompt, in order. Raises ModelUnavailable or ContextTooLong."""
+    def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage] | ModelError]:
+        """For each prompt, in order, the whole text, or why there is none.
+
+        Raises ModelUnavailable if the engine fails.
+        """

@@ -86,9 +86,9 @@ class LocalVLLM:
     async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         model = await asyncio.wrap_future(self._described())
         parameters = model.parameters(stream=True)
+        tokens = await asyncio.to_thread(self._fitting, model, prompt)
         engine = self._engines.get(streaming)
         running = await asyncio.wrap_future(engine.loaded)
-        tokens = await asyncio.to_thread(self._fitting, model, prompt)
         here, pieces = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def put(piece: Any) -> None:
@@ -134,10 +134,10 @@ class LocalVLLM:
             return []
         model = self._described().result()
         parameters = model.parameters(stream=False)
+        made = [_tried(self._fitting, model, prompt) for prompt in prompts]
         with self._batch:
             engine = self._engines.get(offline)
             running = engine.loaded.result()
-            made = [_tried(self._fitting, model, prompt) for prompt in prompts]
             asked = [tokens for tokens in made if not isinstance(tokens, ModelError)]
             writing = engine.submit(outputs_of(running, asked, parameters))
             try:

@@ -27,6 +27,7 @@ class VLLMModel:
     def __init__(self, arguments: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
         # Its log of hundreds of lines is for who asks for it; read when vLLM is imported.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.engine.arg_utils import EngineArgs
         from vllm.tokenizers import cached_tokenizer_from_config

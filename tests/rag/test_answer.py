@@ -13,7 +13,7 @@ from embedders import WordEmbedder
 from rag.answer import Answerer, Done, Sources, Token
 from rag.batch import ask_all
 from rag.breaker import Breaker
-from rag.errors import ContextTooLong, InputError, ModelUnavailable
+from rag.errors import ContextTooLong, InputError, ModelError, ModelUnavailable
 from rag.generators.extractive import ExtractiveGenerator
 from rag.prompt import NO_ANSWER
 from rag.retrieve import Retriever
@@ -434,9 +434,11 @@ def test_an_engine_gets_all_prompts_at_once(retriever: Retriever) -> None:
     class Engine(Scripted):
         batches: ClassVar[list[int]] = []
 
-        def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage]]:
+        def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage] | ModelError]:
             self.batches.append(len(prompts))
-            return [(f"{prompt.question} [1][9]", Usage(3, 4)) for prompt in prompts]
+            first = prompts[0]
+            rest = [ContextTooLong("too long", "shorten it") for _ in prompts[1:]]
+            return [(f"{first.question} [1][9]", Usage(3, 4)), *rest]
 
     asked = [QUESTION, "Who won the cup in 1998?", "What does parking at the depot cost?"]
     engine = Engine()
@@ -446,12 +448,14 @@ def test_an_engine_gets_all_prompts_at_once(retriever: Retriever) -> None:
     assert Engine.batches == [2], "what is not answered is not generated"
     assert found[0].text == f"{QUESTION} [1]"
     assert (found[0].usage, found[0].invalid_markers) == (Usage(3, 4), 1)
+    assert [answer.degraded for answer in found] == [(), (), ("generator",)]
+    assert "too long" in found[2].notice
     assert [answer.question for answer in asking.ask_many(asked, 4)] == asked
 
 
 def test_an_engine_that_fails_degrades_every_answer(retriever: Retriever) -> None:
     class Engine(Scripted):
-        def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage]]:
+        def generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, Usage] | ModelError]:
             raise ModelUnavailable("out of memory", "use a smaller model")
 
     engine = Engine()

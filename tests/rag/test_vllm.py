@@ -226,8 +226,12 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "qrels/test.tsv").write_text("".join(f"{i}\t{d}\t1\n" for i, _, d, _ in asked))
     out = folder / "answers.jsonl"
     script = Path(__file__).parents[1] / "support" / "vllm_process.py"
-    data = {"RAG_DATA_DIR": str(folder / "data")}
-    found: dict[str, Any] = in_environment(script, WEIGHTS, folder, out, **ENGINE, **data)
+    environment = {
+        **ENGINE,
+        "RAG_DATA_DIR": str(folder / "data"),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    found: dict[str, Any] = in_environment(script, WEIGHTS, folder, out, **environment)
     return {**found, "answers": [json.loads(line) for line in out.read_text().splitlines()]}
 
 
@@ -241,10 +245,11 @@ def test_without_a_system_role_the_rules_go_to_the_user(process: dict[str, Any])
 
 
 def test_what_is_wrong_is_told_in_a_line(process: dict[str, Any]) -> None:
-    sampling, argument, template = process["refused"]
-    assert sampling[0] == argument[0] == "ConfigError"
+    sampling, argument, unknown, template = process["refused"]
+    assert sampling[0] == argument[0] == unknown[0] == "ConfigError"
     assert "temperature" in sampling[1]
     assert "bfloat16" in argument[1]
+    assert "did you mean tensor_parallel_size" in unknown[1]
     assert template[0] == "ModelError"
     assert "chat template" in template[1] and "No!" in template[1]
     assert not any("\n" in line for _, line in process["refused"])
@@ -285,20 +290,6 @@ def test_answers_are_measured_by_one_engine_in_batches(process: dict[str, Any]) 
     assert [answer["_id"] for answer in process["answers"]] == ["q1", "q2", "q3"]
     assert all(answer["usage"]["completion_tokens"] > 0 for answer in process["answers"])
     assert all(answer["degraded"] == [] for answer in process["answers"])
-
-
-def test_wrong_engine_arguments_are_told_in_a_line() -> None:
-    code = """
-import json
-from rag.errors import ConfigError
-from rag.generators.vllm import vllm_generator
-from rag.types import Prompt
-try:
-    vllm_generator(model="x/y", engine={"tensor_paralel_size": 2}).generate([Prompt("", ())])
-except ConfigError as error:
-    print(json.dumps(str(error)))
-"""
-    assert "did you mean tensor_parallel_size" in in_environment("-c", code)
 
 
 def test_without_a_server_or_a_model_it_says_what_to_set() -> None:

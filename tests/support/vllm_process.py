@@ -35,6 +35,7 @@ def main(model: str, dataset: str, answers: str) -> dict[str, Any]:
     from rag.generators.vllm import vllm_generator
 
     found: dict[str, Any] = {}
+    engines = counted()
     generator: Any = vllm_generator(
         model=model,
         max_tokens=800,
@@ -48,11 +49,15 @@ def main(model: str, dataset: str, answers: str) -> dict[str, Any]:
         asyncio.run(generator.count_tokens(messages))
         for messages in ([RULES, {"role": "user", "content": "Tell one."}], [joined])
     ]
-    engines = counted()
-    wrong = {"options": {"temperature": -1}}, {"engine": {"dtype": "float17"}}
+    wrong: list[dict[str, Any]] = [
+        {"options": {"temperature": -1}},
+        {"engine": {"dtype": "float17"}},
+        {"engine": {"tensor_paralel_size": 2}},
+        {"options": {"chat_template": "{{ raise_exception('No!') }}"}},
+    ]
     found["refused"] = [
         refusal(vllm_generator(**{"model": model, "engine": ENGINE, **settings}))
-        for settings in (*wrong, {"options": {"chat_template": "{{ raise_exception('No!') }}"}})
+        for settings in wrong
     ]
     found["before"] = names(engines)
 
