@@ -42,7 +42,8 @@ class VLLMModel:
             raise failure(self.name, error) from error
         self._sampling = {n: value for n, value in sampling.items() if n not in _TEMPLATE}
         given = {n: sampling[n] for n in _TEMPLATE if n in sampling}
-        self._template = {**given, **given.pop("chat_template_kwargs", {})}
+        of_template = given.pop("chat_template_kwargs", {})
+        self._template = {**given, **of_template}
 
     def tokens(self, messages: Messages) -> list[int]:
         """The prompt by the model's own tokenizer and chat template.
