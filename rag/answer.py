@@ -131,7 +131,11 @@ class Answerer:
 
             tasks = deque(map(started, islice(waiting, self._concurrency)))
             while tasks:
-                yield runner.run(_result(tasks.popleft()))
+                try:
+                    answer = runner.run(_result(tasks.popleft()))
+                except asyncio.CancelledError:  # only an interrupt cancels these
+                    raise KeyboardInterrupt from None
+                yield answer
                 tasks.extend(map(started, islice(waiting, 1)))
 
     async def prepared(

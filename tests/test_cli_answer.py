@@ -136,7 +136,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
         wait_until(lambda: out.exists() and out.read_bytes().count(b"\n") > 3, 60)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("rag: error: interrupted; what was done is kept")
     assert rows(folder)[3]["_id"] == "q3"
