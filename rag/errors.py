@@ -17,9 +17,16 @@
     |  |- MetricMismatch          another metric than the collection's
     |  |- EmbedderMismatch        another embedder than the collection's
     |  `- UnsupportedFilter       a filter that this store cannot apply exactly
-    `- ModelError                 an embedder or generator failed
-       |- ModelUnavailable        not there, not reachable, not answering
-       `- ContextTooLong          the text does not fit the model
+    |- ModelError                 an embedder or generator failed
+    |  |- ModelUnavailable        not there, not reachable, not answering
+    |  `- ContextTooLong          the text does not fit the model
+    `- RequestRefused             the service does not take the request
+       |- Unauthenticated         no key, or a wrong one
+       |- Forbidden               the key does not allow this
+       |- NotFound                no such job, answer or page
+       |- TooLarge                the body or the file is over the limit
+       |- TooManyRequests         the limit of rate is used up
+       `- Overloaded              too much at a time, or too late
 
 Adapters raise these `from` the client's own exception. What is not in this tree is a bug.
 """
@@ -148,6 +155,52 @@ class ContextTooLong(ModelError):
     """The text does not fit the model's window."""
 
     http_status = 422
+
+
+class RequestRefused(RagError):
+    """The service does not take the request. `retry_after` is in seconds; 0: do not try again."""
+
+    http_status = 400
+
+    def __init__(self, message: str, hint: str = "", retry_after: float = 0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class Unauthenticated(RequestRefused):
+    """There is no key, or a wrong one."""
+
+    http_status = 401
+
+
+class Forbidden(RequestRefused):
+    """The key does not allow this."""
+
+    http_status = 403
+
+
+class NotFound(RequestRefused):
+    """There is no such job, answer or page."""
+
+    http_status = 404
+
+
+class TooLarge(RequestRefused):
+    """The body or the file is over the limit."""
+
+    http_status = 413
+
+
+class TooManyRequests(RequestRefused):
+    """The limit of rate is used up."""
+
+    http_status = 429
+
+
+class Overloaded(RequestRefused):
+    """There is too much to do at a time, or the answer was not there in time."""
+
+    http_status = 503
 
 
 class RagWarning(UserWarning):

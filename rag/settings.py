@@ -135,6 +135,65 @@ class AnswerSettings(_Section):
     min_evidence: float = Field(default=0.5, ge=0, le=1)
 
 
+class ServiceSettings(_Section):
+    """`[service]`: where `rag serve` listens, whom it lets in, and how much it takes at a time.
+
+    Limits of rate are written like "600/minute", several with ";", none is ""; they are kept in
+    `cache.url` if that is set, so that several processes count together.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
+    without_keys: bool = False
+    trusted_proxies: list[str] = []
+    cors_origins: list[str] = []
+    rate_limit: str = "600/minute"
+    address_limit: str = "1200/minute"
+    concurrency: int = Field(default=64, ge=1)
+    queue: int = Field(default=128, ge=0)
+    deadline_s: float = Field(default=120.0, gt=0)
+    shutdown_s: float = Field(default=30.0, gt=0)
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    store_failures: int = Field(default=5, ge=1)
+    store_reset_s: float = Field(default=10.0, gt=0)
+    max_body_kb: int = Field(default=1024, ge=16)
+    max_upload_mb: int = Field(default=100, ge=1)
+    max_jobs: int = Field(default=1000, ge=1)
+    ready_needs: list[Literal["store", "embedder", "generator", "cache"]] = ["store", "embedder"]
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_texts: bool = False
+    price_prompt: float = Field(default=0.0, ge=0)
+    price_completion: float = Field(default=0.0, ge=0)
+
+
+class CacheSettings(_Section):
+    """`[cache]`: where answers and vectors of questions are kept: at `url` in Redis, or in memory.
+
+    `size_mb` bounds the memory of a process; `timeout_s` how long Redis may take.
+    """
+
+    enabled: bool = True
+    url: SecretStr = SecretStr("")
+    ttl_s: int = Field(default=3600, ge=1)
+    size_mb: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=0.25, gt=0)
+
+
+class OidcSettings(_Section):
+    """`[oidc]`: bearer tokens (JWT) that an identity provider signed; none with no jwks_url set."""
+
+    jwks_url: str = ""
+    issuer: str = ""
+    audience: str = ""
+    algorithms: list[str] = ["RS256", "ES256"]
+    scopes_claim: str = "scope"
+    collections_claim: str = ""
+    tenant_claim: str = ""
+    tenant_field: str = "tenant"
+    timeout_s: float = Field(default=5.0, gt=0)
+
+
 class Settings(BaseSettings):
     """Every setting. Paths are absolute once loaded."""
 
@@ -159,6 +218,9 @@ class Settings(BaseSettings):
     rerank: RerankSettings = RerankSettings()
     answer: AnswerSettings = AnswerSettings()
     judge: JudgeSettings = JudgeSettings()
+    service: ServiceSettings = ServiceSettings()
+    cache: CacheSettings = CacheSettings()
+    oidc: OidcSettings = OidcSettings()
     stores: dict[str, dict[str, Any]] = {}
 
     @classmethod
