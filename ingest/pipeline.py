@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,12 +32,16 @@ _WINDOW = 128  # chunks embedded together: enough to sort by length, few enough 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to ingest. `tokens` and `overlap` are in the embedder's tokens."""
+    """How to ingest. `tokens` and `overlap` are in the embedder's tokens.
+
+    `sources` has, by absolute path, what a file's source is where that is not its path.
+    """
 
     tokens: int
     overlap: int
     limits: Limits = field(default_factory=Limits)
     metadata: Metadata = field(default_factory=dict)
+    sources: Mapping[Path, str] = field(default_factory=dict)
     prune: bool = False
     dry_run: bool = False
 
@@ -206,7 +210,7 @@ class _Run:
             except OSError as error:
                 self._skip(path, str(unreadable(path, error)), failed=True)
             else:
-                document = document_id(str(path))
+                document = document_id(self._source(path))
                 if self._known[document].get(version):
                     self.report.unchanged += 1
                     self._drop_others(document, version)
@@ -227,11 +231,13 @@ class _Run:
                 self._of_files -= 1
                 continue
             read_digest, parsed = result
+            source = self._source(path)
+            untitled = parsed.title == path.stem
             yield Document(
-                id=document_id(str(path)),
-                source=str(path),
+                id=document_id(source),
+                source=source,
                 version=self._version(read_digest),
-                title=parsed.title,
+                title=Path(source).stem if untitled else parsed.title,
                 pages=parsed.pages,
                 metadata={**parsed.metadata, **self._options.metadata},
             )
@@ -312,7 +318,7 @@ class _Run:
 
     def _prune(self, found: Walk) -> None:
         """Delete documents below the folders named whose files are no longer there."""
-        present = {str(path) for path in found.files}
+        present = {self._source(path) for path in found.files}
         for source, document in self._sources.items():
             if source not in present and found.covers(source):
                 self.report.removed += 1
@@ -344,8 +350,12 @@ class _Run:
         ]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
+    def _source(self, path: Path) -> str:
+        return self._options.sources.get(path, str(path))
+
     def _skip(self, path: Path | str, reason: str, failed: bool) -> None:
-        source = str(path).encode(errors="backslashreplace").decode()
+        named = self._source(path) if isinstance(path, Path) else path
+        source = named.encode(errors="backslashreplace").decode()
         self.report.skipped.append(Skipped(source, reason, failed))
 
     @contextmanager

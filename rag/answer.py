@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from threading import Thread
 from typing import TypeAlias
 
 from rag.breaker import Breaker
@@ -22,7 +24,7 @@ from rag.rewrite import rewritten, standalone
 from rag.sentences import is_cjk
 from rag.support import cite
 from rag.templates import Templates
-from rag.types import Answer, Citation, Prompt, Turn
+from rag.types import Answer, Citation, Prompt, Sampling, Turn
 
 _WINDOW = 4096  # tokens; where neither the model nor the settings tell, most models have as many
 
@@ -49,6 +51,7 @@ class Done:
 
 
 Event: TypeAlias = Sources | Token | Done
+Search: TypeAlias = Callable[[str, int, Filter | None, SearchOptions], Awaitable[Retrieved]]
 
 
 class Answerer:
@@ -69,12 +72,17 @@ class Answerer:
         concurrency: int = 16,
         breaker: Breaker | None = None,
         calibration: Calibration | None = None,
+        sampling: Sampling | None = None,
+        search: Search | None = None,
     ) -> None:
         """`fallback` answers when `generator` cannot. With less evidence than `min_evidence`, as
         the collection's `calibration` weighs it, the answer is an abstention.
 
         `rewrite`: a model makes follow-up questions understandable on their own; otherwise, and
         without a model, they are joined with the questions before them.
+
+        `search` finds the passages in place of the retriever's own, such as together with those
+        of other questions.
         """
         self.retriever = retriever
         self.generator = generator
@@ -88,6 +96,8 @@ class Answerer:
         self._concurrency = concurrency
         self._breaker = breaker or Breaker()
         self._calibration = calibration or Calibration()
+        self._sampling = sampling or Sampling()
+        self._search = search or self._in_thread
 
     def ask(
         self,
@@ -120,23 +130,27 @@ class Answerer:
     ) -> Iterator[Answer]:
         """The answers in the order of the questions, each as soon as those before it are there.
 
-        `concurrency` questions are answered at a time.
+        `concurrency` questions are answered at a time. Closing it stops them.
         """
         waiting = iter(questions)
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
 
-            def started(question: str) -> asyncio.Task[Answer]:
-                return loop.create_task(last(self.stream(question, k, where)))
+            def started(question: str) -> Future[Answer]:
+                return asyncio.run_coroutine_threadsafe(last(self.stream(question, k, where)), loop)
 
-            tasks = deque(map(started, islice(waiting, self._concurrency)))
-            while tasks:
-                try:
-                    answer = runner.run(_result(tasks.popleft()))
-                except asyncio.CancelledError:  # only an interrupt cancels these
-                    raise KeyboardInterrupt from None
-                yield answer
-                tasks.extend(map(started, islice(waiting, 1)))
+            # In a thread, which no interrupt reaches: in the midst of the loop's own work it would
+            # leave behind a loop that fails to close, and that error would hide the interrupt.
+            thread = Thread(target=loop.run_forever, daemon=True)
+            thread.start()
+            try:
+                answers = deque(map(started, islice(waiting, self._concurrency)))
+                while answers:
+                    yield answers.popleft().result()
+                    answers.extend(map(started, islice(waiting, 1)))
+            finally:
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
 
     async def prepared(
         self, question: str, k: int, where: Filter | None, history: Sequence[Turn]
@@ -145,10 +159,15 @@ class Answerer:
         draft = Draft(question, search=question)
         if history:
             await self._make_standalone(draft, history)
-        found = await asyncio.to_thread(self.retriever.search, draft.search, k, where, self.options)
+        found = await self._search(draft.search, k, where, self.options)
         draft.lap("search")
         draft.timings |= found.timings_ms
         return await self.with_prompt(draft, found, history)
+
+    async def _in_thread(
+        self, question: str, k: int, where: Filter | None, options: SearchOptions
+    ) -> Retrieved:
+        return await asyncio.to_thread(self.retriever.search, question, k, where, options)
 
     async def _make_standalone(self, draft: Draft, history: Sequence[Turn]) -> None:
         draft.search = standalone(draft.question, [turn.question for turn in history])
@@ -188,7 +207,8 @@ class Answerer:
         question, hits, search = draft.question, draft.prompt.passages, draft.search
         try:
             window = await self._window()
-            return await build(question, hits, window, self._templates, history, search)
+            prompt = await build(question, hits, window, self._templates, history, search)
+            return replace(prompt, sampling=self._sampling)
         except ModelUnavailable:
             self._breaker.failed()
             raise
@@ -243,10 +263,6 @@ async def last(events: AsyncGenerator[Event]) -> Answer:
             if isinstance(event, Done):
                 return event.answer
     raise AssertionError("a stream ends with Done")
-
-
-async def _result(task: asyncio.Task[Answer]) -> Answer:
-    return await task
 
 
 async def _uncounted(_messages: object) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy as copying
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins, swap
@@ -16,11 +19,11 @@ from rag.errors import (
     UnknownCollection,
     UnknownDocument,
 )
-from rag.types import Answer, CollectionSpec, DocumentRecord, Scalar, StoreInfo, Turn
+from rag.types import Answer, CollectionSpec, DocumentRecord, Sampling, Scalar, StoreInfo, Turn
 
 if TYPE_CHECKING:
     from ingest.pipeline import Progress, Report
-    from rag.answer import Answerer
+    from rag.answer import Answerer, Search
     from rag.breaker import Breaker
     from rag.evaluation.abstain import Calibrated
     from rag.evaluation.corpus import Corpus
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
     from rag.evidence import Calibration
     from rag.filters import Filter
     from rag.fusion import Fusion
-    from rag.protocols import Embedder, Generator, StoreBackend, VectorStore
+    from rag.protocols import Embedder, Generator, Reranker, StoreBackend, VectorStore
     from rag.retrieve import Retrieved, Retriever, SearchOptions
     from rag.settings import Settings
+    from rag.templates import Templates
     from stores.copy import CopyReport
 
 
@@ -54,6 +58,7 @@ class App:
         self._backends: dict[str, StoreBackend] = {}
         self._making = threading.Lock()
         self._generator: Generator | None = None
+        self._embedders: dict[str, Embedder] = {}
 
     @property
     def backend(self) -> StoreBackend:
@@ -77,6 +82,12 @@ class App:
             backend: StoreBackend = make(data_dir=folder, **options)
             self._backends[kind] = KeywordBackend(backend, folder / "keywords" / kind, self._say)
         return self._backends[kind]
+
+    def of_collection(self, name: str) -> App:
+        """The same for another collection; backends and models are shared."""
+        same = copying.copy(self)
+        same.settings = self.settings.model_copy(update={"collection": name})
+        return same
 
     def close(self) -> None:
         """Free what the backends and the generator hold. The application may be used again."""
@@ -110,9 +121,13 @@ class App:
         values["model"] = model or settings.model
         if live and settings.precision == "auto" and live.precision in ("float32", "bfloat16"):
             values["precision"] = live.precision
-        embedder: Embedder = plugins.load("embedder", settings.kind)(
-            **values, models_dir=self.settings.models_dir, say=self._say
-        )
+        with self._making:
+            known = repr((settings.kind, sorted(values.items())))
+            if known not in self._embedders:  # collections share the model in memory
+                self._embedders[known] = plugins.load("embedder", settings.kind)(
+                    **values, models_dir=self.settings.models_dir, say=self._say
+                )
+            embedder = self._embedders[known]
         if info is not None and live is not None:
             from stores.checks import check_embedder
 
@@ -130,6 +145,7 @@ class App:
         paths: Sequence[Path],
         *,
         metadata: Mapping[str, Scalar],
+        sources: Mapping[Path, str] = MappingProxyType({}),
         prune: bool = False,
         dry_run: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
@@ -151,6 +167,7 @@ class App:
                 workers=chosen.workers,
             ),
             metadata=metadata,
+            sources=sources,
             prune=prune,
             dry_run=dry_run,
         )
@@ -174,25 +191,32 @@ class App:
     @contextmanager
     def retriever(self) -> Iterator[Retriever]:
         """What searches the collection: its embedder, and how its two legs are to be joined."""
+        with self.store() as store:
+            yield self.retriever_over(store, store.describe())
+
+    def retriever_over(self, store: VectorStore, info: StoreInfo) -> Retriever:
+        """The same over a collection that is open; `info` is what it says of itself."""
         from rag.retrieve import Retriever
 
-        with self.store() as store:
-            info = store.describe()
-            settings = self.settings.rerank
-            reranker = None
-            if settings.kind != "none":
-                values = {name: getattr(settings, name) for name in type(settings).model_fields}
-                reranker = plugins.load("reranker", settings.kind)(
-                    **values, models_dir=self.settings.models_dir, say=self._say
-                )
-            yield Retriever(
-                store,
-                self.embedder(info),
-                metric=info.metric,
-                fusion=self._fusion(info),
-                reranker=reranker,
-                candidates=settings.candidates,
-            )
+        return Retriever(
+            store,
+            self.embedder(info),
+            metric=info.metric,
+            fusion=self._fusion(info),
+            reranker=self._reranker,
+            candidates=self.settings.rerank.candidates,
+        )
+
+    @cached_property
+    def _reranker(self) -> Reranker | None:
+        settings = self.settings.rerank
+        if settings.kind == "none":
+            return None
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        reranker: Reranker = plugins.load("reranker", settings.kind)(
+            **values, models_dir=self.settings.models_dir, say=self._say
+        )
+        return reranker
 
     def _fusion(self, info: StoreInfo) -> Fusion:
         from rag.fusion import Fusion
@@ -206,7 +230,8 @@ class App:
             )
             return Fusion()
 
-    def _calibration(self, info: StoreInfo) -> Calibration:
+    def calibration(self, info: StoreInfo) -> Calibration:
+        """How evidence is weighed in a collection: as `rag tune` learnt it, or by default."""
         from rag.evidence import Calibration
 
         try:
@@ -253,28 +278,54 @@ class App:
     @contextmanager
     def answerer(self, options: SearchOptions | None = None) -> Iterator[Answerer]:
         """What answers questions about the collection."""
+        with self.retriever() as retriever:
+            calibration = self.calibration(retriever.store.describe())
+            yield self.answerer_over(retriever, calibration, options)
+
+    def answerer_over(
+        self,
+        retriever: Retriever,
+        calibration: Calibration,
+        options: SearchOptions | None = None,
+        sampling: Sampling | None = None,
+        search: Search | None = None,
+    ) -> Answerer:
+        """The same over what searches a collection. See `rag.answer.Answerer`.
+
+        More than `generator.max_tokens` are never asked for.
+        """
         from rag.answer import Answerer
         from rag.generators.extractive import ExtractiveGenerator
-        from rag.templates import Templates
 
         settings, chosen = self.settings.generator, self.settings.answer
-        templates = Templates(chosen.templates)
-        with self.retriever() as retriever:
-            quotes = ExtractiveGenerator(embedder=retriever.embedder, sentences=chosen.sentences)
-            yield Answerer(
-                retriever,
-                self.generator or quotes,
-                quotes,
-                min_evidence=chosen.min_evidence,
-                calibration=self._calibration(retriever.store.describe()),
-                context_tokens=settings.context_tokens,
-                answer_tokens=settings.max_tokens,
-                options=options or self.search_options(),
-                templates=templates,
-                rewrite=chosen.rewrite,
-                concurrency=settings.concurrency,
-                breaker=self.breaker,
-            )
+        quotes = ExtractiveGenerator(embedder=retriever.embedder, sentences=chosen.sentences)
+        tokens = settings.max_tokens
+        if sampling and sampling.max_tokens:
+            tokens = min(tokens, sampling.max_tokens)
+            sampling = replace(sampling, max_tokens=tokens)
+        return Answerer(
+            retriever,
+            self.generator or quotes,
+            quotes,
+            min_evidence=chosen.min_evidence,
+            calibration=calibration,
+            context_tokens=settings.context_tokens,
+            answer_tokens=tokens,
+            options=options or self.search_options(),
+            templates=self.templates,
+            rewrite=chosen.rewrite,
+            concurrency=settings.concurrency,
+            breaker=self.breaker,
+            sampling=sampling,
+            search=search,
+        )
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The texts of the prompts. Raises ConfigError."""
+        from rag.templates import Templates
+
+        return Templates(self.settings.answer.templates)
 
     @property
     def generator(self) -> Generator | None:
@@ -307,7 +358,6 @@ class App:
     def judge(self) -> Judge | None:
         """What judges answers, ready; None where no url is set. Raises InputError, ModelError."""
         from rag.evaluation.judge import Judge
-        from rag.templates import Templates
 
         settings = self.settings.judge
         if not settings.url:
@@ -315,7 +365,7 @@ class App:
                 raise InputError("the judge has no server", "add --judge-url URL, or set judge.url")
             return None
         values = {name: getattr(settings, name) for name in type(settings).model_fields}
-        judge = Judge(**values, templates=Templates(self.settings.answer.templates))
+        judge = Judge(**values, templates=self.templates)
         judge.check()
         return judge
 
@@ -425,7 +475,7 @@ class App:
                     weighed = calibrate(
                         retriever.joined_by(learnt.fusion),  # evidence is of what is then found
                         dataset,
-                        self._calibration(retriever.store.describe()),
+                        self.calibration(retriever.store.describe()),
                         k=self.settings.answer.top_k,
                         options=self.search_options(),
                         min_evidence=self.settings.answer.min_evidence,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from rag.errors import ModelUnavailable
+from rag.errors import ModelUnavailable, RagError
 
 State = Literal["closed", "open", "half-open"]
 
@@ -17,7 +17,7 @@ class Breaker:
     """Closed, it lets all calls pass. After `failures` in a row it is open and lets none pass.
 
     `reset_s` seconds later it is half-open: one call may try, and closes it or opens it again. Only
-    ModelUnavailable is a failure; what ends otherwise than by a result, such as a reader who
+    `error` is a failure; what ends otherwise than by a result, such as a reader who
     leaves, is neither failure nor success. Safe between threads.
     """
 
@@ -26,11 +26,13 @@ class Breaker:
         failures: int = 5,
         reset_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        error: type[RagError] = ModelUnavailable,
     ) -> None:
         """`clock` gives seconds."""
         self._most = failures
         self._reset = reset_s
         self._clock = clock
+        self._error = error
         self._lock = threading.Lock()
         self._failures = 0
         self._opened: float | None = None
@@ -45,11 +47,11 @@ class Breaker:
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        """Around a call. Raises ModelUnavailable at once where it may not pass."""
+        """Around a call. Raises the error at once where it may not pass."""
         trial = self._enter()
         try:
             yield
-        except ModelUnavailable:
+        except self._error:
             self.failed()
             raise
         else:
@@ -60,7 +62,7 @@ class Breaker:
                 self._trying = False
 
     def check(self) -> None:
-        """Raise ModelUnavailable where a call could not pass."""
+        """Raise the error where a call could not pass."""
         if self.state == "open" or self._trying:
             raise self._refusal()
 
@@ -81,8 +83,8 @@ class Breaker:
             self._trying = True
             return True
 
-    def _refusal(self) -> ModelUnavailable:
-        return ModelUnavailable(
+    def _refusal(self) -> RagError:
+        return self._error(
             f"it failed {self._most} times in a row and is left alone for {self._reset:g} s",
             "look at the server's log",
         )

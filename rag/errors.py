@@ -11,6 +11,7 @@
     |  `- UnsupportedFormat       one file: no reader for its format
     |- StoreError                 the store refused or failed
     |  |- StoreUnavailable        not reachable, locked by a writer, out of space
+    |  |  `- CollectionGone       deleted or replaced since it was opened
     |  |- UnknownCollection       no collection of that name
     |  |- UnknownDocument         no document of that id or source
     |  |- DimensionMismatch       vectors of another size than the collection's
@@ -103,6 +104,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be used now: not reachable, locked by a writer, out of space."""
 
     http_status = 503
+
+
+class CollectionGone(StoreUnavailable):
+    """The collection was deleted, or replaced by another, since it was opened."""
 
 
 class UnknownCollection(StoreError):

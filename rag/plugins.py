@@ -120,6 +120,15 @@ def load(kind: Kind, name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def require(extra: str, *packages: str) -> None:
+    """Raise MissingExtra unless the packages of an extra are installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MissingExtra(
+            f"this needs {' and '.join(missing)}", f"install it with: pip install 'ragline[{extra}]'"
+        )
+
+
 def options(
     make: Callable[..., Any], section: str, given: Mapping[str, Any], leave_out: Sequence[str] = ()
 ) -> dict[str, Any]:

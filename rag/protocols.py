@@ -94,8 +94,12 @@ class VectorStore(Protocol):
         Ties are ordered by chunk id. Always k hits when k chunks match (exact indexes).
         """
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        """A record for each version of each document, ordered by source, then version."""
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        """A record for each version of each document, ordered by source, then version.
+
+        With `where` only of chunks that match: a record counts these, and is complete if the one
+        at position 0 is among them. Raises UnsupportedFilter, with the first record at the latest.
+        """
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         """Everything, in batches, with the vectors as they were given to `upsert`."""
@@ -122,6 +126,20 @@ class KeywordSearch(Protocol):
         """The `k` best by BM25 of the chunks that match `where`, a list a text. Scores are > 0."""
 
 
+class Generations(Protocol):
+    """What a store offers besides when its capabilities name "generation"."""
+
+    def generation(self) -> str | None:
+        """A text for what the collection now holds, its notes included, the same in each process.
+
+        After any write that was acknowledged it is another one, whoever wrote, and it never comes
+        back, even if the collection is dropped and made anew, or replaced. What is read after it
+        is at least as new. None while it cannot be told: in some stores, from a handle's first
+        write until its `close`; after a writer has died, until another one has written and closed.
+        Raises CollectionGone, StoreUnavailable.
+        """
+
+
 class HybridSearch(Protocol):
     """What a store offers besides when its capabilities name "hybrid_search"."""
 
@@ -135,7 +153,10 @@ class StoreBackend(Protocol):
     """A kind of store: makes, opens, lists and deletes collections. What the registry names."""
 
     def check(self) -> BackendInfo:
-        """Connect, and say to what. Raises StoreUnavailable."""
+        """Connect, and say to what. Raises StoreUnavailable.
+
+        The capability "server" says that any number of processes may use it at once.
+        """
 
     def collections(self) -> list[str]:
         """The names of the collections, sorted."""

@@ -116,8 +116,12 @@ class Retriever:
         k: int,
         where: Filter | None = None,
         options: SearchOptions = DEFAULT,
+        vectors: NDArray[np.float32] | None = None,
     ) -> list[Retrieved]:
-        """The `k` best chunks for each question: one call of the embedder, one of each leg."""
+        """The `k` best chunks for each question: one call of the embedder, one of each leg.
+
+        `vectors` are those of the questions, shape (n, dim), where they are known already.
+        """
         for question in questions:
             check_question(question)
         if k < 1:
@@ -125,7 +129,7 @@ class Retriever:
         if not questions:
             return []
         run = _Run()
-        found = self._found(questions, k, where, options, run)
+        found = self._found(questions, k, where, options, run, vectors)
         if options.rerank and self._reranker is not None:
             found = [
                 self._reranked(self._reranker, question, hits, run)
@@ -138,10 +142,10 @@ class Retriever:
         found = [self._expanded(hits[:k], options.expand) for hits in found]
         run.lap("search")
         nothing = [None] * len(found)
-        similar, vectors = run.similarities or nothing, run.vectors or nothing
+        similar, known = run.similarities or nothing, run.vectors or nothing
         return [
             Retrieved(hits, similarity, run.degraded, run.timings, vector)
-            for hits, similarity, vector in zip(found, similar, vectors, strict=True)
+            for hits, similarity, vector in zip(found, similar, known, strict=True)
         ]
 
     def _found(
@@ -151,6 +155,7 @@ class Retriever:
         where: Filter | None,
         options: SearchOptions,
         run: _Run,
+        vectors: NDArray[np.float32] | None,
     ) -> list[list[Hit]]:
         """More than `k` hits for each question, of the legs that the mode asks for."""
         # Twice, because repeats go; four times, to choose from, where hits are to differ.
@@ -160,7 +165,8 @@ class Retriever:
             run.lap("search")
             return [single(row, "keyword") for row in hits]
         if options.mode == "dense":
-            vectors = self.embedder.embed_queries(questions)
+            if vectors is None:
+                vectors = self.embedder.embed_queries(questions)
             run.vectors = list(vectors)
             run.lap("embed")
             rows = self.store.search(vectors, wanted, where)
@@ -174,7 +180,8 @@ class Retriever:
             run.degraded.append("keyword")
             words = [[] for _ in questions]
         run.lap("search")
-        vectors = self.embedder.embed_queries(questions)
+        if vectors is None:
+            vectors = self.embedder.embed_queries(questions)
         run.vectors = list(vectors)
         run.lap("embed")
         first, [legs] = self._legs(questions, vectors, words, depth, where, [self.fusion.feedback])

@@ -172,6 +172,18 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """What one question asks of the generator; what is None is left to its settings."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+    def fields(self) -> dict[str, float]:
+        """What is asked for, by the names that generators share."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n].
 
@@ -182,6 +194,7 @@ class Prompt:
     passages: tuple[Hit, ...]
     messages: tuple[dict[str, str], ...] = ()
     dropped: int = 0
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +241,10 @@ class Citation:
             text=chunk.text,
             spans=spans,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """The citation as every interface gives it. `span` is the first of its spans, or None."""
+        return {**asdict(self), "span": self.spans[0] if self.spans else None}
 
     def quotes(self) -> list[str]:
         """The sentences of the passage that the answer rests on, white space collapsed."""
@@ -288,7 +305,7 @@ class Answer:
             "answer": self.text,
             "abstained": self.abstained,
             "degraded": list(self.degraded),
-            "citations": [asdict(c) for c in self.citations],
+            "citations": [citation.to_json() for citation in self.citations],
             "statements": [
                 {**asdict(s), "text": self.text[s.start : s.end], "supported": s.supported}
                 for s in self.statements

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from rag.errors import (
+    CollectionGone,
     DimensionMismatch,
     EmbedderMismatch,
     InputError,
     MetricMismatch,
-    StoreUnavailable,
     UnknownCollection,
 )
 from rag.filters import check_metadata
@@ -30,6 +30,9 @@ Links: TypeAlias = Annotated[int, Field(ge=2, le=2_048)]
 Effort: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65_535)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+GENERATION_NOTE = "rag_generation"
+"""The note of `stores.generation`, which is no one else's and takes no room from theirs."""
 
 # Small letters only: a name becomes a folder, and some file systems fold case. The length and the
 # alphabet fit the names that Milvus, Chroma and Pinecone accept.
@@ -98,8 +101,9 @@ def check_notes(kept: Mapping[str, str], notes: Mapping[str, str]) -> dict[str, 
                 f"{name!r} cannot name a note", "use 1 to 32 small letters, digits and '_'"
             )
     together = {name: text for name, text in {**kept, **notes}.items() if text}
+    counted = {name: text for name, text in together.items() if name != GENERATION_NOTE}
     try:
-        size = len("".join([*together, *together.values()]).encode())
+        size = len("".join([*counted, *counted.values()]).encode())
     except UnicodeEncodeError as error:
         raise InputError("a note holds a lone surrogate", "clean the text") from error
     if size > _NOTES_BYTES:
@@ -155,6 +159,6 @@ def no_collection(kind: str, name: str) -> UnknownCollection:
     )
 
 
-def gone(name: str) -> StoreUnavailable:
+def gone(name: str) -> CollectionGone:
     """The error for a handle whose collection was dropped, or replaced by another."""
-    return StoreUnavailable(f"collection {name!r} was deleted or replaced", "open it again")
+    return CollectionGone(f"collection {name!r} was deleted or replaced", "open it again")

@@ -21,9 +21,10 @@ from rag.errors import ConfigError
 from rag.types import BackendInfo, CollectionSpec
 from stores.checks import Effort, Links, Port, Seconds, check_name, check_same, no_collection
 from stores.chroma_connection import ChromaServer, Connection
-from stores.chroma_description import DESCRIPTION, SPACES, described, their_name
+from stores.chroma_description import DESCRIPTION, GENERATION, SPACES, described, their_name
 from stores.chroma_folder import ChromaFolder
 from stores.chroma_store import ChromaStore
+from stores.generation import fresh
 
 _OURS = re.compile(r"rag\.(.+)\.chunks")
 
@@ -81,7 +82,11 @@ class ChromaBackend:
 
     def check(self) -> BackendInfo:
         with self._connection.use() as client:
-            return BackendInfo(self._connection.location, f"Chroma {client.get_version()}")
+            version = f"Chroma {client.get_version()}"
+        is_server = isinstance(self._connection, ChromaServer)
+        return BackendInfo(
+            self._connection.location, version, frozenset({"server"} if is_server else ())
+        )
 
     def collections(self) -> list[str]:
         with self._connection.use() as client:
@@ -96,7 +101,7 @@ class ChromaBackend:
                     client.create_collection(
                         their_name(spec.name),
                         configuration={"hnsw": {"space": SPACES[spec.metric], **self._hnsw}},
-                        metadata={DESCRIPTION: json.dumps(asdict(spec))},
+                        metadata={DESCRIPTION: json.dumps(asdict(spec)), GENERATION: fresh()},
                         embedding_function=None,
                     )
                 except ChromaError as error:

@@ -12,6 +12,9 @@ from rag.types import CollectionSpec, Fingerprint
 DESCRIPTION = "rag"
 """The key of the description in the metadata."""
 
+GENERATION = "rag.generation"
+"""The key of what `stores.generation` keeps."""
+
 _NOTES = "rag.notes"
 
 SPACES = {"cosine": "ip", "ip": "ip", "l2": "l2"}
@@ -57,6 +60,25 @@ def notes_of(collection: Collection) -> dict[str, str]:
     return found
 
 
-def set_notes(collection: Collection, notes: dict[str, str]) -> None:
-    """Write the notes. Chroma takes the metadata whole: what is left out would be gone."""
-    collection.modify(metadata={**(collection.metadata or {}), _NOTES: json.dumps(notes)})
+def generation_of(collection: Collection) -> str:
+    """What `stores.generation` has kept in its metadata; empty if nothing."""
+    found: str = (collection.metadata or {}).get(GENERATION, "")
+    return found
+
+
+def set_notes(collection: Collection, notes: dict[str, str], mark: str) -> None:
+    """Write the notes.
+
+    Chroma takes the metadata whole: what is left out would be gone. So the writer's mark goes
+    along, lest an earlier generation come back.
+    """
+    _set(collection, {_NOTES: json.dumps(notes), GENERATION: mark})
+
+
+def set_generation(collection: Collection, text: str) -> None:
+    """Write what `stores.generation` keeps."""
+    _set(collection, {GENERATION: text})
+
+
+def _set(collection: Collection, more: dict[str, str]) -> None:
+    collection.modify(metadata={**(collection.metadata or {}), **more})

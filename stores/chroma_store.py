@@ -19,8 +19,15 @@ from rag.filters import Filter
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors, gone
 from stores.chroma_connection import Connection
-from stores.chroma_description import notes_of, set_notes, their_name
+from stores.chroma_description import (
+    generation_of,
+    notes_of,
+    set_generation,
+    set_notes,
+    their_name,
+)
 from stores.chroma_filters import VECTOR, Where, join, to_chunk, to_metadata, to_where
+from stores.generation import CAPABILITY, Marks
 from stores.ranking import best, nearest, rank, scores, unit
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ class ChromaStore:
         self._connection = connection
         self._id = chroma_id
         self._handle: tuple[Any, Collection] | None = None
+        self._marks = Marks(self._generation, self._set_generation)
 
     def describe(self) -> StoreInfo:
         spec = self.spec
@@ -64,7 +72,8 @@ class ChromaStore:
             "HNSW",
             spec.embedder,
             self.count(),
-            notes=notes,
+            frozenset({CAPABILITY}),
+            notes,
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -112,10 +121,14 @@ class ChromaStore:
         with self._connection.use():
             return self._search(queries, k, condition)
 
-    def documents(self) -> Iterator[DocumentRecord]:
+    def generation(self) -> str | None:
+        """See `rag.protocols.Generations`."""
+        return self._marks.generation()
+
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
         first: dict[tuple[str, str, str], dict[str, Any]] = {}
         counts: Counter[tuple[str, str, str]] = Counter()
-        for rows in self._pages(["metadatas"], _PAGE):
+        for rows in self._pages(["metadatas"], _PAGE, _condition(where)):
             for values in (row.metadata for row in rows):
                 key = (values["source"], values["version"], values["document_id"])
                 counts[key] += 1
@@ -141,12 +154,13 @@ class ChromaStore:
         return self._count(_condition(where))
 
     def annotate(self, notes: Mapping[str, str]) -> None:
-        with self._fresh() as collection:
+        with self._connection.use(), self._marks.writing() as mark, self._fresh() as collection:
             kept = check_notes(notes_of(collection), notes)
             with self._connection.writing():
-                set_notes(collection, kept)
+                set_notes(collection, kept, mark)
 
     def close(self) -> None:
+        self._marks.close()  # still as the writer
         self._connection.release(self)
         self._handle = None
 
@@ -167,6 +181,14 @@ class ChromaStore:
         with self._use(), self._connection.use() as client:
             yield self._find(client)
 
+    def _generation(self) -> str:
+        with self._fresh() as collection:
+            return generation_of(collection)
+
+    def _set_generation(self, text: str) -> None:
+        with self._fresh() as collection, self._connection.writing():
+            set_generation(collection, text)
+
     def _find(self, client: Any) -> Collection:
         collection: Collection = client.get_collection(their_name(self.spec.name), None)
         if collection.id != self._id:
@@ -175,7 +197,11 @@ class ChromaStore:
 
     @contextmanager
     def _writing(self) -> Iterator[Collection]:
-        with self._use() as collection, self._connection.writing(str(collection.id)):
+        with (
+            self._use() as collection,
+            self._marks.writing(),
+            self._connection.writing(str(collection.id)),
+        ):
             yield collection
 
     def _most(self) -> int:

@@ -69,7 +69,7 @@ class FaissStore:
             kind,
             spec.embedder,
             self.count(),
-            frozenset({"keyword_search"}),
+            frozenset({"keyword_search", "generation"}),
             self._table.notes(),
         )
 
@@ -110,8 +110,12 @@ class FaissStore:
     ) -> list[list[Hit]]:
         return self._table.hits(lambda: self._words.search(texts, k, where), k)
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        return self._table.documents()
+    def generation(self) -> str:
+        """See `rag.protocols.Generations`."""
+        return self._table.state()
+
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        return self._table.documents(where)
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         return self._table.scan(batch)

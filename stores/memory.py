@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from stores.checks import (
 from stores.keywords import words_of
 from stores.postings import Postings, search
 from stores.ranking import rank, scores
+from stores.records import records_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -41,6 +42,7 @@ class MemoryStore:
         self._words: dict[str, list[str]] = {}
         self._postings: Postings | None = None
         self._notes: dict[str, str] = {}
+        self._state = uuid4().hex
         self._lock = threading.RLock()
 
     def describe(self) -> StoreInfo:
@@ -53,17 +55,19 @@ class MemoryStore:
             "exact",
             spec.embedder,
             self.count(),
-            frozenset({"keyword_search"}),
+            frozenset({"keyword_search", "generation"}),
             dict(self._notes),
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
         vectors = check_chunks(chunks, vectors, self.spec.dim)
+        if not len(chunks):
+            return
         with self._lock:
             for chunk, vector in zip(chunks, vectors, strict=True):
                 self._rows[chunk.id] = (replace(chunk, metadata=dict(chunk.metadata)), vector)
                 self._words[chunk.id] = words_of(chunk)
-            self._postings = None
+            self._changed()
 
     def delete(
         self,
@@ -84,7 +88,7 @@ class MemoryStore:
             ]
             for chunk_id in doomed:
                 del self._rows[chunk_id], self._words[chunk_id]
-            self._postings = None
+            self._changed()
             return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
@@ -120,25 +124,13 @@ class MemoryStore:
             for text in texts
         ]
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        first: dict[tuple[str, str, str], Chunk] = {}
-        counts: Counter[tuple[str, str, str]] = Counter()
-        for chunk, _ in self._matching(None):
-            key = (chunk.source, chunk.version, chunk.document_id)
-            counts[key] += 1
-            if key not in first or chunk.position < first[key].position:
-                first[key] = chunk
-        for key in sorted(first):
-            chunk = first[key]
-            yield DocumentRecord(
-                id=chunk.document_id,
-                source=chunk.source,
-                title=chunk.title,
-                version=chunk.version,
-                chunks=counts[key],
-                ingested_at=chunk.ingested_at,
-                complete=chunk.position == 0,
-            )
+    def generation(self) -> str:
+        """See `rag.protocols.Generations`."""
+        self._check_there()
+        return self._state
+
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        return records_of(chunk for chunk, _ in self._matching(where))
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         rows = self._matching(None)
@@ -153,6 +145,7 @@ class MemoryStore:
         with self._lock:
             self._check_there()
             self._notes = check_notes(self._notes, notes)
+            self._state = uuid4().hex
 
     def close(self) -> None:
         """Nothing to free: the backend keeps the collection until the process ends."""
@@ -165,6 +158,10 @@ class MemoryStore:
     def _rows(self) -> dict[str, tuple[Chunk, Vectors]]:
         self._check_there()
         return self._kept
+
+    def _changed(self) -> None:
+        self._postings = None
+        self._state = uuid4().hex
 
     def _check_there(self) -> None:
         if self._gone:

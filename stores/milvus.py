@@ -21,11 +21,12 @@ from pydantic import Field
 from rag.errors import ConfigError, InputError, MetricMismatch, StoreError, UnknownCollection
 from rag.types import BackendInfo, CollectionSpec, Fingerprint
 from stores.checks import Effort, Links, Seconds, check_name, check_same, no_collection
+from stores.generation import fresh
 from stores.milvus_collection import Collection
 from stores.milvus_connection import Connection, milvus_name, our_name
 from stores.milvus_rows import VECTOR, indexes, schema
 from stores.milvus_search import METRICS
-from stores.milvus_store import Live, MilvusStore
+from stores.milvus_store import GENERATION, Live, MilvusStore
 
 _PROPERTY = "ragline"
 _LITE = "milvus.db"
@@ -82,6 +83,8 @@ class MilvusBackend:
     def check(self) -> BackendInfo:
         version = self._milvus.version
         able = {"keyword_search", "hybrid_search"} if _has_keywords(version) else set[str]()
+        if not self._milvus.is_lite:  # which takes one writer only
+            able.add("server")
         return BackendInfo(self._milvus.location, version, frozenset(able))
 
     def collections(self) -> list[str]:
@@ -182,7 +185,7 @@ class MilvusBackend:
             "create_collection",
             own_name,
             schema=schema(spec.dim, words=words, partition_key=bool(self._partition_key)),
-            properties={_PROPERTY: json.dumps(description)},
+            properties={_PROPERTY: json.dumps(description), GENERATION: fresh()},
             consistency_level="Bounded",
         )
         self._indexed(own_name, spec, words)

@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from rag.errors import StoreUnavailable, UnknownCollection
+from rag.errors import UnknownCollection
+from stores.checks import gone
 from stores.milvus_connection import Connection, NotLoaded, TooLarge
 from stores.milvus_filters import EVERY, both, literal, one_of
 
@@ -38,6 +39,7 @@ class _Seen:
     seen: int = 0
     written: float = -math.inf
     fresh: int = 0
+    properties: Mapping[str, str] = field(default_factory=dict)
     writing: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -127,8 +129,14 @@ class Collection:
         return int(found[0]["count(*)"])
 
     def properties(self) -> Mapping[str, str]:
-        """What is kept with the collection, by name."""
-        found: Mapping[str, str] = self._call("describe_collection")["properties"]
+        """What is kept with the collection, by name.
+
+        Reads wait for what others had written by then, if they have changed it: it tells of that.
+        """
+        found: Mapping[str, str] = dict(self._call("describe_collection")["properties"])
+        if found != self._seen.properties:
+            self._seen.properties = found
+            self._seen.stale += 1
         return found
 
     def set_property(self, name: str, value: str) -> None:
@@ -154,9 +162,7 @@ class Collection:
                 self.milvus.load(self._own_name)
                 return self.milvus(operation, self._own_name, *arguments, **options)
         except UnknownCollection as error:
-            raise StoreUnavailable(
-                f"collection {self._name!r} was deleted or replaced", "open it again"
-            ) from error
+            raise gone(self._name) from error
 
     def _level(self) -> str:
         seen = self._seen

@@ -14,6 +14,7 @@ from rag.filters import Filter
 from rag.terms import tokens
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors
+from stores.generation import CAPABILITY, Marks
 from stores.milvus_collection import MOST, MOST_IDS, Collection
 from stores.milvus_filters import both, expression, one_of
 from stores.milvus_rows import FIELDS, MORE, VECTOR, searchable, size, to_chunk, to_row
@@ -22,6 +23,9 @@ from stores.ranking import nearest, rank
 
 if TYPE_CHECKING:
     from rag.types import Vectors
+
+GENERATION = "ragline_generation"
+"""The property of what `stores.generation` keeps."""
 
 _NOTES = "ragline_notes"
 _BATCH_BYTES = 32 * 2**20  # a server takes messages of 64 MiB
@@ -49,6 +53,10 @@ class MilvusStore:
         self.collection = collection
         self._live = live
         self._searcher = Searcher(collection, live.spec.metric, live.index, ef=ef, nprobe=nprobe)
+        self._marks = Marks(
+            lambda: collection.properties().get(GENERATION, ""),
+            lambda text: collection.set_property(GENERATION, text),
+        )
 
     def describe(self) -> StoreInfo:
         spec, words = self.spec, self._live.words
@@ -60,7 +68,7 @@ class MilvusStore:
             self._live.index,
             spec.embedder,
             self.count(),
-            frozenset({"keyword_search", "hybrid_search"} if words else ()),
+            frozenset({CAPABILITY, *(("keyword_search", "hybrid_search") if words else ())}),
             self._notes(),
         )
 
@@ -77,7 +85,8 @@ class MilvusStore:
                 room = _BATCH_BYTES
             batches[-1].append(self._row(chunks[number], vectors[number]))
         for batch in batches:
-            self.collection.upsert(batch)
+            with self._marks.writing():
+                self.collection.upsert(batch)
 
     def delete(
         self,
@@ -97,7 +106,8 @@ class MilvusStore:
                 for rows in self.collection.pages(wanted, ["id"], MOST):
                     doomed.update(dict.fromkeys(row["id"] for row in rows))
         for some_ids in _conditions("id", list(doomed)):
-            self.collection.delete(some_ids)
+            with self._marks.writing():
+                self.collection.delete(some_ids)
         return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
@@ -149,11 +159,15 @@ class MilvusStore:
         words = [_asked(text) for text in texts]
         return [rank(found, k) for found in self._searcher.by_both(queries, words, k, condition)]
 
-    def documents(self) -> Iterator[DocumentRecord]:
+    def generation(self) -> str | None:
+        """See `rag.protocols.Generations`."""
+        return self._marks.generation()
+
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
         fields = ["source", "version", "document_id", "position", "title", "ingested_at"]
         counts: Counter[tuple[str, str, str]] = Counter()
         first: dict[tuple[str, str, str], tuple[int, str, int]] = {}
-        for rows in self.collection.pages("", fields, MOST):
+        for rows in self.collection.pages(self._expression(where), fields, MOST):
             for row in rows:
                 key = row["source"], row["version"], row["document_id"]
                 counts[key] += 1
@@ -176,11 +190,13 @@ class MilvusStore:
         return self.collection.count(self._expression(where))
 
     def annotate(self, notes: Mapping[str, str]) -> None:
-        kept = check_notes(self._notes(), notes)
-        self.collection.set_property(_NOTES, json.dumps(kept))
+        with self._marks.writing():
+            kept = check_notes(self._notes(), notes)
+            self.collection.set_property(_NOTES, json.dumps(kept))
 
     def close(self) -> None:
         """Nothing to free: the backend holds the connection, the server the collection."""
+        self._marks.close()
 
     def _expression(self, where: Filter | None) -> str:
         return expression(where, self._live.partition_key)

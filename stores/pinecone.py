@@ -30,6 +30,7 @@ from pinecone import (
 from rag.errors import ConfigError, DimensionMismatch, MetricMismatch, StoreUnavailable
 from rag.types import BackendInfo, CollectionSpec
 from stores.checks import Seconds, check_name, check_same, no_collection
+from stores.generation import fresh
 from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
 from stores.pinecone_index import METRICS, Connection, Waiting, translated
 from stores.pinecone_store import TEXTS, PineconeStore
@@ -91,7 +92,8 @@ class PineconeBackend:
         found = self._indexes()
         where = self._host or self._controller_host
         names = ", ".join(index.name for index in found) or "none yet"
-        return BackendInfo(where, f"SDK {pinecone.__version__}, indexes: {names}")
+        version = f"SDK {pinecone.__version__}, indexes: {names}"
+        return BackendInfo(where, version, frozenset({"server"}))
 
     def collections(self) -> list[str]:
         return sorted(self._entries())
@@ -102,7 +104,7 @@ class PineconeBackend:
         if entry is None:
             index = self._index_for(spec)
             namespace = f"{spec.name}.{uuid4().hex[:12]}"  # never one that is being deleted
-            entry = Entry(index, namespace, spec.embedder, time.time())
+            entry = Entry(index, namespace, spec.embedder, time.time(), generation=fresh())
             index.upsert(CATALOGUE, [entry.to_record(spec.name)])
             index.wait(lambda: spec.name in self._entries())
             entry = self._entries()[spec.name]  # another process may have been a moment later

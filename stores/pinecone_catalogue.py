@@ -23,13 +23,17 @@ _BETWEEN = b"\xff"  # in no UTF-8
 
 @dataclass(frozen=True)
 class Entry:
-    """A collection in the catalogue of an index; without a namespace it has gone."""
+    """A collection in the catalogue of an index; without a namespace it has gone.
+
+    `generation` is what `stores.generation` keeps.
+    """
 
     index: Connection
     namespace: str
     embedder: Fingerprint | None
     since: float
     notes: Mapping[str, str] = field(default_factory=dict)
+    generation: str = ""
 
     def to_spec(self, name: str) -> CollectionSpec:
         """What the collection was made with; its name may be another now."""
@@ -39,6 +43,7 @@ class Entry:
         """The record that says this of the collection `name`."""
         embedder = json.dumps(asdict(self.embedder)) if self.embedder else ""
         metadata = {"namespace": self.namespace, "embedder": embedder, "since": self.since}
+        metadata["generation"] = self.generation
         if self.notes:
             metadata["notes"] = _packed(self.notes)
         return Vector(id=name, values=self.index.probe, metadata=metadata)
@@ -56,6 +61,7 @@ def entries_of(index: Connection, names: Iterable[str]) -> dict[str, Entry]:
             Fingerprint(**made_by) if made_by else None,
             metadata["since"],
             _unpacked(metadata.get("notes", "")),
+            metadata.get("generation", ""),
         )
     return found
 

@@ -73,6 +73,11 @@ class Connection:
         # What records that are never searched have for a vector: Pinecone refuses zeros.
         self.probe = [1.0] + [0.0] * (dim - 1)
 
+    @property
+    def shows_writes(self) -> bool:
+        """Whether reads see what was written once the write has returned."""
+        return self._waiting.visible
+
     def upsert(self, namespace: str, *waves: Iterable[Vector]) -> None:
         """Write records, each wave after the one before, and wait until reads see them."""
         reached = 0

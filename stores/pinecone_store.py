@@ -13,6 +13,7 @@ from rag.errors import InputError
 from rag.filters import Filter, matches
 from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors, gone
+from stores.generation import CAPABILITY, Marks
 from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
 from stores.pinecone_index import MOST_K, Connection
 from stores.pinecone_records import (
@@ -29,6 +30,7 @@ from stores.pinecone_records import (
     to_metadata,
 )
 from stores.ranking import nearest, rank
+from stores.records import record_of, records_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -51,6 +53,7 @@ class PineconeStore:
         self._index = index
         self._namespace = namespace
         self._texts = namespace + TEXTS
+        self._marks = Marks(lambda: self._entry().generation, self._set_generation)
 
     def describe(self) -> StoreInfo:
         spec, count = self.spec, self._index.count(self._namespace)
@@ -63,22 +66,26 @@ class PineconeStore:
             index,
             spec.embedder,
             count,
-            notes=self._entry().notes,
+            frozenset({CAPABILITY}),
+            self._entry().notes,
         )
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
         vectors = check_chunks(chunks, vectors, self.spec.dim)
         _check_not_zero(chunks, vectors)
         rows = {chunk.id: (chunk, row) for chunk, row in zip(chunks, vectors.tolist(), strict=True)}
-        if not rows:
-            return
-        self._entry()  # otherwise a namespace that was dropped would be there again
+        if rows:
+            # Which asks first: otherwise a namespace that was dropped would be there again.
+            with self._marks.writing():
+                self._put(rows.values())
+
+    def _put(self, rows: Iterable[tuple[Chunk, list[float]]]) -> None:
         first: list[Vector] = []
         later: list[Vector] = []
         pieces: list[Vector] = []
         moved: dict[str, str] = {}  # chunk ids by the id of the record that was theirs
         has_foreign = self._index.has(self._namespace, FOREIGN)
-        for chunk, row in rows.values():
+        for chunk, row in rows:
             record = record_id(chunk)
             metadata, texts = to_metadata(chunk, record)
             for piece, text in texts.items():
@@ -130,8 +137,10 @@ class PineconeStore:
                 ):
                     doomed[record] = chunk.id
                     pieces += piece_ids(record, metadata)
-        self._index.delete(self._namespace, doomed)
-        self._index.delete_unseen(self._texts, pieces)
+        if doomed or pieces:
+            with self._marks.writing():
+                self._index.delete(self._namespace, doomed)
+                self._index.delete_unseen(self._texts, pieces)
         return len(doomed)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
@@ -170,7 +179,10 @@ class PineconeStore:
         found = self._whole({record: known[record] for record in wanted if record in known})
         return [rank(((s, found[i][0]) for s, i in row if i in found), k) for row in near]
 
-    def documents(self) -> Iterator[DocumentRecord]:
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        if where is not None:
+            yield from self._documents_of(where)
+            return
         # Ids tell all but source and title, so that one chunk of each version is enough.
         counts: dict[tuple[str, str], int] = {}
         first: dict[tuple[str, str], tuple[int, str]] = {}
@@ -180,22 +192,26 @@ class PineconeStore:
             first[key] = min(first.get(key, (position, record)), (position, record))
         found = self._fetched(record for _, record in first.values())
         records = []
-        for key, (position, record) in first.items():
+        for key, (_, record) in first.items():
             if record not in found:  # deleted meanwhile
                 continue
-            chunk = to_chunk(found[record], "")
-            records.append(
-                DocumentRecord(
-                    id=chunk.document_id,
-                    source=chunk.source,
-                    title=chunk.title,
-                    version=chunk.version,
-                    chunks=counts[key],
-                    ingested_at=chunk.ingested_at,
-                    complete=position == 0,
-                )
-            )
+            records.append(record_of(to_chunk(found[record], ""), counts[key]))
         yield from sorted(records, key=lambda record: (record.source, record.version, record.id))
+
+    def _documents_of(self, where: Filter) -> Iterator[DocumentRecord]:
+        empty = True
+        for record in records_of(self._chunks_matching(where)):
+            empty = False
+            yield record
+        if empty:
+            self._entry()
+
+    def _chunks_matching(self, where: Filter) -> Iterator[Chunk]:
+        """Without their texts."""
+        for page in self._matching(to_filter(where), None):
+            for chunk in (to_chunk(body, "") for body in page.values()):
+                if matches(where, chunk.fields()):
+                    yield chunk
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         waiting: list[str] = []
@@ -219,17 +235,28 @@ class PineconeStore:
         return sum(len(page) for page in self._index.matching(self._namespace, condition))
 
     def annotate(self, notes: Mapping[str, str]) -> None:
-        entry = self._entry()
-        kept = replace(entry, notes=check_notes(entry.notes, notes))
-        self._index.upsert(CATALOGUE, [kept.to_record(self.spec.name)])
+        with self._marks.writing() as mark:
+            entry = self._entry()
+            # With the mark, lest an earlier generation come back: a record is written whole.
+            kept = replace(entry, notes=check_notes(entry.notes, notes), generation=mark)
+            self._index.upsert(CATALOGUE, [kept.to_record(self.spec.name)])
+
+    def generation(self) -> str | None:
+        """See `rag.protocols.Generations`. None where a write returns before it is seen."""
+        return self._marks.generation() if self._index.shows_writes else None
 
     def close(self) -> None:
         """Nothing to free: connections are the backend's."""
+        self._marks.close()
+
+    def _set_generation(self, text: str) -> None:
+        entry = replace(self._entry(), generation=text)
+        self._index.upsert(CATALOGUE, [entry.to_record(self.spec.name)])
 
     def _entry(self) -> Entry:
         """What the catalogue says of the collection. Raises StoreUnavailable if it is another now.
 
-        Asked before every write, and before it is said that nothing is there.
+        Asked before and after every write, and before it is said that nothing is there.
         """
         entry = entries_of(self._index, [self.spec.name]).get(self.spec.name)
         if entry is None or entry.namespace != self._namespace:

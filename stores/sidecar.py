@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,11 @@ import numpy as np
 from rag.errors import StoreUnavailable
 from rag.filters import Filter
 from rag.protocols import StoreBackend, VectorStore
-from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import BackendInfo, Chunk, CollectionSpec, Hit, StoreInfo
+from stores.around import StoreAround
 from stores.checks import check_chunks
+from stores.generation import CAPABILITY as GENERATION
+from stores.generation import NotedStore
 from stores.keywords import KeywordIndex
 from stores.ranking import rank
 from stores.sqlite import ChunkTable
@@ -35,7 +38,10 @@ _COMPARED_S = 60.0  # how often the count is asked for, which is a question to a
 
 
 class KeywordBackend:
-    """A backend whose collections all have keyword search; `folder` holds the indexes."""
+    """A backend whose collections all have keyword search and a generation.
+
+    `folder` holds the indexes of words.
+    """
 
     def __init__(
         self, backend: StoreBackend, folder: Path, say: Callable[[str], None] = lambda _: None
@@ -51,10 +57,10 @@ class KeywordBackend:
         return self._backend.collections()
 
     def create(self, spec: CollectionSpec) -> VectorStore:
-        return self._with_keywords(self._backend.create(spec))
+        return self._with_all(self._backend.create(spec))
 
     def open(self, name: str) -> VectorStore:
-        return self._with_keywords(self._backend.open(name))
+        return self._with_all(self._backend.open(name))
 
     def drop(self, name: str) -> None:
         self._backend.drop(name)
@@ -70,20 +76,22 @@ class KeywordBackend:
     def close(self) -> None:
         self._backend.close()
 
-    def _with_keywords(self, store: VectorStore) -> VectorStore:
+    def _with_all(self, store: VectorStore) -> VectorStore:
         info = store.describe()
+        if GENERATION not in info.capabilities:
+            store = NotedStore(store)
         if _CAPABILITY in info.capabilities:
             return store
         return KeywordStore(store, info, self._folder, self._say)
 
 
-class KeywordStore:
+class KeywordStore(StoreAround):
     """A collection and the index of its words."""
 
     def __init__(
         self, store: VectorStore, info: StoreInfo, folder: Path, say: Callable[[str], None]
     ) -> None:
-        self._store = store
+        super().__init__(store)
         self._dim = info.dim
         self._folder = folder / info.collection
         # Only words: its vectors have no dimensions.
@@ -92,10 +100,11 @@ class KeywordStore:
         self._lock = threading.RLock()
         self._opened: tuple[ChunkTable, KeywordIndex] | None = None
         self._compared = -_COMPARED_S
+        self._generation: str | None = None
         self._wrote = False
 
     def describe(self) -> StoreInfo:
-        info = self._store.describe()
+        info = super().describe()
         return replace(info, capabilities=info.capabilities | {_CAPABILITY})
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
@@ -105,7 +114,7 @@ class KeywordStore:
             # What the store will refuse is not remembered either.
             vectors = check_chunks(chunks, vectors, self._dim)
             table.upsert(chunks, _no_vectors(chunks))
-            self._store.upsert(chunks, vectors)
+            super().upsert(chunks, vectors)
 
     def delete(
         self,
@@ -115,19 +124,10 @@ class KeywordStore:
         where: Filter | None = None,
     ) -> int:
         with self._lock:
-            gone = self._store.delete(ids=ids, document_ids=document_ids, where=where)
+            gone = super().delete(ids=ids, document_ids=document_ids, where=where)
             self._wrote = True
             self._index()[0].delete(ids, document_ids, where)
             return gone
-
-    def get(self, ids: Sequence[str]) -> list[Chunk]:
-        return self._store.get(ids)
-
-    def vectors(self, ids: Sequence[str]) -> Vectors:
-        return self._store.vectors(ids)
-
-    def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
-        return self._store.search(vectors, k, where)
 
     def keyword_search(
         self, texts: Sequence[str], k: int, where: Filter | None = None
@@ -146,17 +146,13 @@ class KeywordStore:
             for hits in found
         ]
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        return self._store.documents()
-
-    def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
-        return self._store.scan(batch)
-
-    def count(self, where: Filter | None = None) -> int:
-        return self._store.count(where)
-
-    def annotate(self, notes: Mapping[str, str]) -> None:
-        self._store.annotate(notes)
+    def generation(self) -> str | None:
+        """That of the store. Once it is another, the index is compared with the store again."""
+        found = super().generation()
+        if found != self._generation:
+            self._generation = found
+            self._compared = -_COMPARED_S
+        return found
 
     def close(self) -> None:
         with self._lock, ExitStack() as last:

@@ -21,6 +21,7 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -102,6 +103,7 @@ class ChunkTable:
                         db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
                         values = json.dumps(asdict(spec))
                         db.execute("INSERT INTO meta VALUES ('spec', ?)", [values])
+                        db.execute("INSERT INTO meta VALUES ('state', ?)", [uuid4().hex])
                     part.rename(folder)
                 except (OSError, sqlite3.DatabaseError):
                     rmtree(part)
@@ -113,6 +115,14 @@ class ChunkTable:
     def generation(self) -> int:
         """A number that grows with every write, whichever process made it."""
         return int(self._one("SELECT value FROM meta WHERE key = 'generation'"))
+
+    def state(self) -> str:
+        """A text for what is held now, notes included: every write gives it a random one."""
+        rows = self._all("SELECT value FROM meta WHERE key = 'state'")
+        if not rows:  # made before there were any
+            self._all("INSERT OR IGNORE INTO meta VALUES ('state', ?)", [uuid4().hex])
+            return self.state()
+        return str(rows[0][0])
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Vectors) -> None:
         """Write chunks in one transaction; the last of a repeated id stays."""
@@ -252,16 +262,22 @@ class ChunkTable:
             last = rows[-1][0]
             yield [row[1] for row in rows]
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        """A record for each version of each document, ordered by source, then version."""
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        """A record for each version of each document, ordered by source, then version.
+
+        Of the chunks that match alone.
+        """
+        condition, values = to_sql(where)
         # SQLite fills bare columns from the row that has the minimum: the chunk nearest the start.
         rows = self._all(
             "SELECT document_id, source, title, version, count(*), ingested_at, min(position) = 0 "
-            "FROM chunks GROUP BY document_id, version ORDER BY source, version, document_id"
+            f"FROM chunks WHERE {condition} GROUP BY document_id, version "
+            "ORDER BY source, version, document_id",
+            values,
         )
         for row in rows:
-            values: list[Any] = [*row[:-1], bool(row[-1])]
-            yield DocumentRecord(*values)
+            fields: list[Any] = [*row[:-1], bool(row[-1])]
+            yield DocumentRecord(*fields)
 
     def scan(self, batch: int) -> Iterator[tuple[list[Chunk], Vectors]]:
         """Everything in batches, with vectors, in the order of writing."""
@@ -283,7 +299,9 @@ class ChunkTable:
         """Write notes. The generation stays, as no index has to follow."""
         with self.exclusive():
             kept = json.dumps(check_notes(self.notes(), notes))
-            self._all("INSERT OR REPLACE INTO meta VALUES ('notes', ?)", [kept])
+            self._all(
+                "INSERT OR REPLACE INTO meta VALUES ('notes', ?), ('state', ?)", [kept, uuid4().hex]
+            )
 
     @contextmanager
     def exclusive(self, *, keep: bool = False) -> Iterator[None]:
@@ -371,6 +389,7 @@ class ChunkTable:
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", [uuid4().hex])
             db.execute("COMMIT")
 
 

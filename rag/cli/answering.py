@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def answer(
         with (
             terminal.chunk_progress("answered", quiet=as_json, things="questions") as show,
             file.appending() as append,
+            closing(ask(answerer, left, k, condition)) as answers,
         ):
-            answers = ask(answerer, left, k, condition)
             for done, (question, found) in enumerate(zip(left, answers, strict=True), start=1):
                 append(question.id, found)
                 abstained += found.abstained

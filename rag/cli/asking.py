@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def _event(event: Any) -> dict[str, Any]:
     from rag.answer import Done, Sources
 
     if isinstance(event, Sources):
-        return {"event": "sources", "citations": [asdict(c) for c in event.citations]}
+        return {"event": "sources", "citations": [c.to_json() for c in event.citations]}
     if isinstance(event, Done):
         return {"event": "done", **event.answer.to_json()}
     return {"event": "token", "text": event.text}

@@ -115,7 +115,7 @@ def _rows(hits: list[Hit], explain: bool) -> list[dict[str, Any]]:
 
     rows = []
     for number, hit in enumerate(hits, start=1):
-        row = asdict(Citation.of(number, hit))
+        row = Citation.of(number, hit).to_json()
         if explain:
             row["legs"] = [asdict(leg) for leg in hit.legs]
         rows.append(row)

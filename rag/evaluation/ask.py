@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from itertools import groupby
 from typing import TypeAlias
 
@@ -29,8 +29,10 @@ def ask(
     where: Filter | None = None,
     *,
     whole: bool = False,
-) -> Iterator[Answer]:
+) -> Generator[Answer]:
     """The answers in the order of the questions; those of conversations come one at a time.
+
+    To be closed before what they are asked of: some may be answered still.
 
     `whole`: an engine that takes many prompts at once gets them all.
     """
@@ -62,9 +64,10 @@ def measured(
     what, such as "answered" and "questions", and gives what to tell it to.
     """
     found: list[Answer] = []
-    with show("answered", "questions") as progress:
+    answers = ask(answerer, questions, k, where, whole=True)
+    with show("answered", "questions") as progress, closing(answers):
         started = time.perf_counter()
-        for answer in ask(answerer, questions, k, where, whole=True):
+        for answer in answers:
             found.append(answer)
             progress(len(found), len(questions))
         seconds = time.perf_counter() - started

@@ -142,7 +142,8 @@ class OpenAIGenerator:
         if not self._asked_for:
             self.model = self._asked_for = (await trying(self._probe.listed))[0]
             self._probe.doubt()  # it was asked of no model in particular before
-        asked = {"model": self._asked_for, "messages": list(prompt.messages), **self._fields}
+        asked = {"model": self._asked_for, "messages": list(prompt.messages)}
+        asked |= self._fields | prompt.sampling.fields()
         while True:
             body, made = asked, list(self._conceded)
             for known in made:

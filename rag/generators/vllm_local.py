@@ -85,7 +85,7 @@ class LocalVLLM:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         model = await asyncio.wrap_future(self._described())
-        parameters = model.parameters(stream=True)
+        parameters = model.parameters(stream=True, **prompt.sampling.fields())
         tokens = await asyncio.to_thread(self._fitting, model, prompt)
         engine = self._engines.get(streaming)
         running = await asyncio.wrap_future(engine.loaded)

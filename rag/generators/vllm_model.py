@@ -70,14 +70,14 @@ class VLLMModel:
             thoughts.left_out(Thoughts.OPEN)
         return thoughts
 
-    def parameters(self, *, stream: bool) -> Any:
+    def parameters(self, *, stream: bool, **asked: float) -> Any:
         """The sampling parameters; what is not set is the model's own. Raises ConfigError."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         try:
-            return SamplingParams(**{**self._own, **self._sampling}, output_kind=kind)
+            return SamplingParams(**{**self._own, **self._sampling, **asked}, output_kind=kind)
         except Exception as error:  # of many kinds, msgspec's among them
             raise ConfigError(
                 f"vLLM refuses the sampling parameters ({_said(error)})",

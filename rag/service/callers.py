@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-from rag.errors import Forbidden
-from rag.filters import And, Filter, parse
+from rag.errors import Forbidden, InputError
+from rag.filters import And, Filter, check_metadata, parse
 from rag.types import Scalar
 
 Scope: TypeAlias = Literal["read", "write", "admin"]
@@ -19,7 +19,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 class Caller:
     """Who asks. `collections` None are all; `tenant` is a `where` that holds for all it sees.
 
-    `id` is that of its key, the subject of its token, or "anonymous" where no key is asked for.
+    `id` is that of its key, "oidc:" and the subject of its token, or "anonymous" where no key is
+    asked for.
     """
 
     id: str = "anonymous"
@@ -58,18 +59,15 @@ class Caller:
         """
         values = {}
         for name, condition in self.tenant.items():
-            value = condition.get("$eq") if isinstance(condition, Mapping) else condition
-            if name.startswith("$") or not isinstance(value, str | int | float | bool):
-                raise Forbidden(
-                    "this key's filter does not say what its documents are",
-                    "write with a key whose filter is like {\"tenant\": \"acme\"}",
-                )
-            if isinstance(condition, Mapping) and len(condition) > 1:
-                raise Forbidden(
-                    f"this key's filter on {name!r} is more than a value",
-                    "write with a key whose filter is like {\"tenant\": \"acme\"}",
-                )
-            values[name] = value
+            alone = isinstance(condition, Mapping) and list(condition) == ["$eq"]
+            values[name] = condition["$eq"] if alone else condition
+        try:
+            check_metadata(values)
+        except InputError as error:
+            raise Forbidden(
+                "this key's filter does not say what its documents are",
+                'write with a key whose filter is like {"tenant": "acme"}',
+            ) from error
         return values
 
 

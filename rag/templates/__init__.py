@@ -22,7 +22,14 @@ class Templates:
         """Raises ConfigError for a folder that is not there, or one with an unknown template."""
         if folder is not None:
             _check(folder)
+        self._folder = folder
         self._environment = _environment(folder)
+
+    @property
+    def stamp(self) -> str:
+        """What changes when a template is replaced or edited."""
+        own = sorted(self._folder.glob("*.j2")) if self._folder else []
+        return " ".join(f"{path.name}:{path.stat().st_mtime_ns}" for path in own)
 
     def render(self, name: str, **values: Any) -> str:
         """The text of a template, such as "system". Raises ConfigError for a mistake in it."""

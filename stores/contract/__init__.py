@@ -36,6 +36,7 @@ from stores.contract.data import (
 )
 from stores.contract.deleting import DeletingTests
 from stores.contract.filtering import FilteringTests
+from stores.contract.generations import GenerationTests
 from stores.contract.keywords import KeywordTests
 from stores.contract.lasting import LastingTests
 from stores.contract.notes import NotesTests
@@ -53,6 +54,7 @@ GROUPS: tuple[type, ...] = (
     RefusingTests,
     LastingTests,
     NotesTests,
+    GenerationTests,
     CongruenceTests,
 )
 """The parts of the contract, in the order of the README's matrix."""
@@ -67,6 +69,7 @@ class StoreContract(
     RefusingTests,
     LastingTests,
     NotesTests,
+    GenerationTests,
     CongruenceTests,
 ):
     """Every promise of the protocol, a test each. The attributes are those of ContractSetting."""

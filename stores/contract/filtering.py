@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from rag.errors import UnsupportedFilter
 from rag.filters import And, Compare, Filter, Not, Or, matches, parse
 from rag.protocols import VectorStore
-from stores.contract.data import FILTERS, chunk, library, random_vectors
+from stores.contract.data import FILTERS, SPEC, chunk, library, random_vectors
 from stores.contract.setting import ContractSetting
+from stores.memory import MemoryBackend
 
 
 class FilteringTests(ContractSetting):
@@ -34,6 +36,35 @@ class FilteringTests(ContractSetting):
         found = shelf.search(query, 30, condition)[0]
         assert {hit.chunk.id for hit in found} == expected
         assert shelf.count(condition) == len(expected)
+
+    def test_documents_of_a_filter_are_those_of_the_chunks_that_match(
+        self, shelf: VectorStore
+    ) -> None:
+        reference = MemoryBackend().create(SPEC)
+        reference.upsert(library(), random_vectors(30))
+        for where in FILTERS:
+            condition = parse(where)
+            if condition is not None and not self.text_ranges and has_text_range(condition):
+                with pytest.raises(UnsupportedFilter):
+                    list(shelf.documents(condition))
+            else:
+                assert list(shelf.documents(condition)) == list(reference.documents(condition))
+        only = list(shelf.documents(parse({"position": {"$in": [4, 7, 0, 10]}})))
+        assert [(r.id, r.chunks, r.complete) for r in only] == [("d0", 1, True), ("d1", 3, False)]
+        assert only[1].ingested_at == library()[4].ingested_at
+
+    def test_tenants_see_their_documents_only(self, store: VectorStore) -> None:
+        mine = [chunk(n, document=1, tenant="us") for n in range(3)]
+        partial = [chunk(n, document=2, tenant="us") for n in (1, 2)]
+        others = [
+            replace(each, id=f"x{n}", document_id="d3", version="v2", metadata={"tenant": t})
+            for n, (each, t) in enumerate(zip(mine, ("them", "us ", "US"), strict=True))
+        ]
+        store.upsert([*mine, *partial, *others], random_vectors(8))
+        found = list(store.documents(parse({"tenant": "us"})))
+        assert [(r.id, r.chunks, r.complete) for r in found] == [("d1", 3, True), ("d2", 2, False)]
+        assert len(list(store.documents())) == 3
+        assert list(store.documents(parse({"tenant": "nobody"}))) == []
 
     def test_a_selective_filter_still_gives_k(self, shelf: VectorStore) -> None:
         condition = parse({"document_id": "d2"})

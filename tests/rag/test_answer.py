@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
@@ -428,6 +430,30 @@ def test_many_questions_are_answered_in_order_and_at_once(retriever: Retriever) 
     assert [answer.question for answer in found] == asked
     assert [answer.text for answer in found] == [f"{question} [1]" for question in asked]
     assert 1 < model.most <= 4
+
+
+@pytest.mark.parametrize("rounds", range(4))
+def test_an_interrupt_between_two_answers_is_no_other_error(
+    retriever: Retriever, rounds: int
+) -> None:
+    class Interrupted(Scripted):
+        first: asyncio.Task[Any] | None = None
+
+        async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
+            if prompt.question == QUESTION:
+                self.first = asyncio.current_task()
+            else:
+                while not (self.first and self.first.done()):
+                    await asyncio.sleep(0)
+                for _ in range(rounds):  # of the loop, until the answer is handed out
+                    await asyncio.sleep(0)
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.Event().wait()
+            yield "At seven [1]."
+
+    asked = [QUESTION, "What does parking at the depot cost?"]
+    with pytest.raises(KeyboardInterrupt):
+        list(answerer(retriever, Interrupted()).ask_many(asked, 4))
 
 
 def test_an_engine_gets_all_prompts_at_once(retriever: Retriever) -> None:

@@ -99,8 +99,8 @@ class JournalStore:
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         return self._replayed().search(vectors, k, where)
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        return self._replayed().documents()
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+        return self._replayed().documents(where)
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         return self._replayed().scan(batch)

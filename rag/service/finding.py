@@ -1,0 +1,151 @@
+"""question -> Retrieved, together with the other questions of the moment.
+
+The questions of all requests are embedded in one call, and those that are searched alike are
+searched in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from rag.breaker import Breaker
+from rag.errors import StoreUnavailable
+from rag.filters import Filter
+from rag.protocols import Embedder
+from rag.retrieve import Retrieved, Retriever, SearchOptions, check_question
+from rag.service.batching import Batcher
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rag.service.cache import CachedQueries
+
+    Vector: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A question and how to search for it; its vector, unless only words are compared."""
+
+    question: str
+    vector: Vector | None
+    k: int
+    where: Filter | None
+    options: SearchOptions
+
+    @property
+    def alike(self) -> object:
+        """The same of those that may be searched for in one call. 1 and True are not the same."""
+        return self.k, repr(self.where), self.options, self.vector is None
+
+
+class Finder:
+    """Finds the passages of requests, in batches. Belongs to one event loop."""
+
+    def __init__(
+        self, failures: int, reset_s: float, queries: CachedQueries | None, *, reranks: bool
+    ) -> None:
+        """After `failures` in a row the store or the embedder is left alone for `reset_s` seconds.
+
+        With `reranks`, searches that rerank go alone: a reranker reads question by question.
+        """
+        self._queries = queries
+        self._reranks = reranks
+        self.store_breaker = Breaker(failures, reset_s, error=StoreUnavailable)
+        self.embedder_breaker = Breaker(failures, reset_s)
+        self._embedding: dict[Embedder, Batcher[str, Vector]] = {}  # few: applications share them
+        self._searching: dict[Retriever, Batcher[Sought, Retrieved]] = {}
+
+    @property
+    def depth(self) -> int:
+        """How many questions wait for a batch."""
+        embedding = sum(batcher.depth for batcher in self._embedding.values())
+        return embedding + sum(batcher.depth for batcher in self._searching.values())
+
+    async def find(
+        self,
+        retriever: Retriever,
+        question: str,
+        k: int,
+        where: Filter | None,
+        options: SearchOptions,
+    ) -> Retrieved:
+        """As `Retriever.search`. Raises InputError, StoreUnavailable, ModelError."""
+        check_question(question)
+        started = time.perf_counter()
+        vector, degraded = None, False
+        if options.mode != "keyword":
+            vector, degraded = await self._vector(retriever.embedder, question)
+        embedded = round((time.perf_counter() - started) * 1000, 2)
+        sought = Sought(question, vector, k, where, options)
+        if self._reranks and options.rerank:
+            search = partial(self._search_alike, retriever)
+            [result] = await asyncio.to_thread(search, [sought])
+            if isinstance(result, Exception):
+                raise result
+            found = result
+        else:
+            found = await self._together(retriever, sought)
+        # New lists, for the results of a batch share theirs.
+        return replace(
+            found,
+            degraded=[*found.degraded, *(["cache"] if degraded else [])],
+            timings_ms={**found.timings_ms, "embed": embedded},
+        )
+
+    async def _vector(self, embedder: Embedder, question: str) -> tuple[Vector, bool]:
+        """Of the question, and whether the cache was down."""
+        batcher = self._embedding.get(embedder)
+        if batcher is None:
+            batcher = self._embedding[embedder] = Batcher(partial(self._embed, embedder))
+        if self._queries is None:
+            return await batcher(question), False
+        return await self._queries.vector(embedder.fingerprint, question, batcher)
+
+    def _embed(self, embedder: Embedder, texts: Sequence[str]) -> Sequence[Vector]:
+        with self.embedder_breaker.calling():
+            return list(embedder.embed_queries(texts))
+
+    async def _together(self, retriever: Retriever, sought: Sought) -> Retrieved:
+        batcher = self._searching.get(retriever)
+        if batcher is None:
+            batcher = self._searching[retriever] = Batcher(partial(self._search, retriever))
+        try:
+            return await batcher(sought)
+        finally:
+            if batcher.idle:  # a collection that was written has another retriever from then on
+                self._searching.pop(retriever, None)
+
+    def _search(
+        self, retriever: Retriever, sought: Sequence[Sought]
+    ) -> Sequence[Retrieved | Exception]:
+        groups: dict[object, list[int]] = {}
+        for n, one in enumerate(sought):
+            groups.setdefault(one.alike, []).append(n)
+        found: dict[int, Retrieved | Exception] = {}
+        for rows in groups.values():
+            results = self._search_alike(retriever, [sought[n] for n in rows])
+            found.update(zip(rows, results, strict=True))
+        return [found[n] for n in range(len(sought))]
+
+    def _search_alike(
+        self, retriever: Retriever, sought: Sequence[Sought]
+    ) -> Sequence[Retrieved | Exception]:
+        how = sought[0]
+        questions = [one.question for one in sought]
+        given = [one.vector for one in sought if one.vector is not None]
+        vectors = np.stack(given) if given else None
+        try:
+            with self.store_breaker.calling():
+                return retriever.search_many(
+                    questions, how.k, how.where, how.options, vectors=vectors
+                )
+        except Exception as error:  # of these alone
+            return [error] * len(sought)

@@ -1,0 +1,137 @@
+"""Documents: sent in, listed, deleted; and the jobs that this takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
+from starlette.responses import Response
+
+from rag.errors import InputError, UnknownDocument
+from rag.filters import Compare
+from rag.service.access import DeskOf, Reader, Writer
+from rag.service.callers import Caller
+from rag.service.desk import Desk
+from rag.service.errors import responses
+from rag.service.replies import json_response
+from rag.service.schemas import NAME, DocumentOut, DocumentsOut, JobOut
+from rag.service.uploads import stamped
+from rag.types import DocumentRecord
+
+router = APIRouter(tags=["documents"])
+
+_POLL_S = 0.02
+_WAIT_S = 10.0  # for a deletion, which takes milliseconds unless something is being ingested
+DocumentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
+JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+Collection = Annotated[str | None, Query(pattern=NAME)]
+
+
+@router.post("/documents", status_code=202, responses=responses(404, 415))
+async def upload(
+    request: Request,
+    desk: DeskOf,
+    caller: Writer,
+    file: Annotated[UploadFile, File(description="PDF, Markdown, HTML, DOCX or plain text.")],
+    collection: Annotated[str | None, Form(pattern=NAME)] = None,
+    metadata: Annotated[
+        str, Form(description="A JSON object of text, numbers, true and false.", max_length=20_000)
+    ] = "{}",
+) -> JobOut:
+    """Take in a document. It is on the disk once this answers; GET /jobs/{id} tells how it goes.
+
+    The same file name again replaces the document.
+    """
+    name = desk.collection(caller, collection, "write")
+    request.state.collection = name
+    stamp = caller.stamp()
+    given = stamped(_object(metadata), stamp)
+    await asyncio.to_thread(desk.jobs.check_room)
+    kept = await asyncio.to_thread(desk.uploads.keep, file.file, file.filename or "", name, stamp)
+    job = await asyncio.to_thread(desk.jobs.add, kept, caller.tenant_key, given)
+    return JobOut(**job.to_json())
+
+
+@router.get("/jobs/{job_id}", responses=responses(404))
+async def job(job_id: JobId, desk: DeskOf, caller: Writer) -> JobOut:
+    """How far a job is."""
+    found = await asyncio.to_thread(desk.jobs.get, job_id, caller.tenant_key)
+    caller.require("write", found.collection)
+    return JobOut(**found.to_json())
+
+
+@router.get("/documents", responses=responses(404))
+async def documents(
+    desk: DeskOf,
+    caller: Reader,
+    collection: Collection = None,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> DocumentsOut:
+    """The documents that the caller may see, ordered by source."""
+    name = desk.collection(caller, collection)
+    async with desk.collections.using(name) as opened:
+        store, where = opened.retriever.store, caller.within(None)
+
+        def listed() -> list[DocumentRecord]:
+            return list(islice(store.documents(where), offset, offset + limit))
+
+        records = await asyncio.to_thread(listed)
+    return DocumentsOut(documents=[DocumentOut.of(record) for record in records])
+
+
+@router.get("/documents/{document_id}", responses=responses(404))
+async def document(
+    document_id: DocumentId, desk: DeskOf, caller: Reader, collection: Collection = None
+) -> DocumentOut:
+    """One document."""
+    name = desk.collection(caller, collection)
+    return DocumentOut.of(await _record(desk, caller, name, document_id))
+
+
+@router.delete(
+    "/documents/{document_id}",
+    response_model=JobOut,
+    responses={202: {"model": JobOut, "description": "It waits its turn."}, **responses(404)},
+)
+async def delete(
+    document_id: DocumentId, desk: DeskOf, caller: Writer, collection: Collection = None
+) -> Response:
+    """Delete a document: once the job is done, it is in no answer any more."""
+    name = desk.collection(caller, collection, "write")
+    record = await _record(desk, caller, name, document_id)
+    job = await asyncio.to_thread(
+        desk.jobs.delete, name, document_id, record.source, caller.tenant_key
+    )
+    for _ in range(round(_WAIT_S / _POLL_S)):
+        if job.state in ("done", "failed"):
+            break
+        await asyncio.sleep(_POLL_S)
+        job = await asyncio.to_thread(desk.jobs.get, job.id, caller.tenant_key)
+    return json_response(JobOut(**job.to_json()).model_dump(), 200 if job.state == "done" else 202)
+
+
+async def _record(desk: Desk, caller: Caller, collection: str, document_id: str) -> DocumentRecord:
+    """The newest version. Raises UnknownDocument, also for one that the caller may not see."""
+    async with desk.collections.using(collection) as opened:
+        store = opened.retriever.store
+        where = caller.within(Compare("document_id", "eq", document_id))
+        records = await asyncio.to_thread(lambda: list(store.documents(where)))
+    if not records:
+        raise UnknownDocument(
+            f"collection {collection!r} holds no document {document_id!r}", "see GET /documents"
+        )
+    return max(records, key=lambda record: record.ingested_at)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("metadata is not JSON", """send it like {"team": "ops"}""") from error
+    if not isinstance(value, dict):
+        raise InputError("metadata is no JSON object", """send it like {"team": "ops"}""")
+    return value

@@ -1,0 +1,162 @@
+"""The thread that ingests and deletes what `rag.service.jobs` has in its queue.
+
+Who works on a collection holds a lock of the operating system, which frees it when the process
+dies: a job that is "running" in a collection that nobody holds was left by a dead process, and is
+begun again. So no clock decides, and no two processes are ever at one job or one collection.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from rag.errors import ModelUnavailable, RagError, StoreUnavailable, UnknownCollection
+from rag.service.jobs import Jobs, Task
+from rag.service.uploads import Uploads
+
+if TYPE_CHECKING:
+    from ingest.pipeline import Progress
+    from rag.app import App
+
+_POLL_S = 1.0  # how soon a job is seen that another process left, or whose next try is due
+_LONGEST_WAIT_S = 60.0
+_ATTEMPTS = 1_500  # one a minute, for a day
+_SWEEP_S = 3_600
+
+
+class _Interrupted(Exception):
+    """Raised out of an ingest that is to go no further."""
+
+
+class Worker:
+    """Does one job after another, in a thread of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Jobs,
+        uploads: Uploads,
+        app_for: Callable[[str], App],
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`app_for` gives the application for a collection; `say` gets a line on what fails."""
+        self._locks = folder / "locks"
+        self._jobs = jobs
+        self._uploads = uploads
+        self._app_for = app_for
+        self._say = say
+        self._name = uuid4().hex
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._sweep_at = 0.0
+        jobs.on_added = self._wake.set
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Interrupt the running job at its next step: it goes back into the queue.
+
+        Whether that came about within `timeout` seconds. A thread that is still parsing or
+        embedding ends with the process, and whoever starts next begins its job again.
+        """
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            worked = False
+            try:
+                if time.monotonic() >= self._sweep_at:
+                    self._sweep_at = time.monotonic() + _SWEEP_S
+                    self._jobs.sweep()
+                worked = self._work_once()
+            except (RagError, OSError) as error:  # the queue's own files; what is in them stays
+                self._say(f"the jobs wait: {error}")
+            if not worked:
+                self._wake.wait(_POLL_S)
+
+    def _work_once(self) -> bool:
+        """Do one job; whether there was one."""
+        for collection in self._jobs.due():
+            with self._claimed(collection) as claimed:
+                task = self._jobs.take(collection, self._name) if claimed else None
+                if task is not None:
+                    self._do(task)
+                    return True
+        return False
+
+    @contextmanager
+    def _claimed(self, collection: str) -> Iterator[bool]:
+        """Whether nobody else works on the collection, nor will until the end."""
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._locks / f"{collection}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _do(self, task: Task) -> None:
+        try:
+            if task.kind == "delete":
+                self._delete(task)
+            else:
+                self._ingest(task)
+        except _Interrupted:
+            self._jobs.again(task, "", 0)
+        except (StoreUnavailable, ModelUnavailable) as error:
+            if task.attempts < _ATTEMPTS:  # it was acknowledged, and will be well some day
+                wait_s = min(2.0 ** min(task.attempts - 1, 10), _LONGEST_WAIT_S)
+                self._jobs.again(task, str(error), wait_s)
+            else:
+                self._jobs.fail(task, str(error))
+        except RagError as error:
+            self._jobs.fail(task, str(error))
+        except Exception as error:  # a bug: the queue goes on
+            self._say(f"job {task.id}: unexpected {type(error).__name__} ({error})")
+            self._jobs.fail(task, f"unexpected {type(error).__name__}; see the service's log")
+
+    def _ingest(self, task: Task) -> None:
+        upload = task.upload
+        path = self._uploads.file_of(upload)
+        if path is None:
+            self._jobs.fail(task, "the uploaded file is gone; upload it again")
+            return
+
+        def progress(now: Progress) -> None:
+            go_on = self._jobs.note(task, now.files, now.chunks)
+            if self._stopping.is_set() or not go_on:
+                raise _Interrupted
+
+        report = self._app_for(upload.collection).ingest(
+            [path], metadata=task.metadata, sources={path: upload.source}, progress=progress
+        )
+        if report.skipped:
+            self._jobs.fail(task, report.skipped[0].reason)
+            return
+        self._uploads.settle(upload)
+        self._jobs.done(task, report.to_json())
+
+    def _delete(self, task: Task) -> None:
+        upload = task.upload
+        with suppress(UnknownCollection), self._app_for(upload.collection).store() as store:
+            store.delete(document_ids=[upload.document_id])
+        self._uploads.delete(upload.collection, upload.document_id)
+        self._jobs.done(task, None)
