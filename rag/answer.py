@@ -17,6 +17,7 @@ from rag.draft import Draft, write
 from rag.errors import ModelError, ModelUnavailable
 from rag.evidence import Calibration, weigh
 from rag.filters import Filter
+from rag.laps import Lap
 from rag.prompt import Window, build
 from rag.protocols import Generator, LanguageModel
 from rag.retrieve import DEFAULT, Retrieved, Retriever, SearchOptions
@@ -45,9 +46,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end: the whole answer. Its text is the tokens joined."""
+    """The end: the whole answer. Its text is the tokens joined; `laps` are its stages."""
 
     answer: Answer
+    laps: tuple[Lap, ...] = ()
 
 
 Event: TypeAlias = Sources | Token | Done
@@ -160,7 +162,7 @@ class Answerer:
         if history:
             await self._make_standalone(draft, history)
         found = await self._search(draft.search, k, where, self.options)
-        draft.lap("search")
+        draft.laps.add(found.laps)
         draft.timings |= found.timings_ms
         return await self.with_prompt(draft, found, history)
 
@@ -182,7 +184,7 @@ class Answerer:
                 draft.failed = error  # and is not asked once more for the answer
             except ModelError:
                 pass  # such as too long a history: the questions joined will do
-            draft.lap("rewrite")
+            draft.laps.lap("rewrite")
 
     async def with_prompt(
         self, draft: Draft, found: Retrieved, history: Sequence[Turn] = ()
@@ -193,14 +195,14 @@ class Answerer:
             weigh, draft.search, found, self.retriever, self._calibration
         )
         draft.refused = draft.evidence < self._min_evidence or not found.hits
-        draft.prompt = Prompt(draft.search, tuple(found.hits))
+        draft.prompt = Prompt(draft.search, tuple(found.hits), vector=found.vector)
         if not (draft.refused or draft.failed or self.generator is self._fallback):
             try:
                 self._breaker.check()
                 draft.prompt = await self._built(draft, history)
             except ModelError as error:
                 draft.failed = error
-        draft.lap("prompt")
+        draft.laps.lap("prompt")
         return draft
 
     async def _built(self, draft: Draft, history: Sequence[Turn]) -> Prompt:
@@ -208,7 +210,7 @@ class Answerer:
         try:
             window = await self._window()
             prompt = await build(question, hits, window, self._templates, history, search)
-            return replace(prompt, sampling=self._sampling)
+            return replace(prompt, sampling=self._sampling, vector=draft.prompt.vector)
         except ModelUnavailable:
             self._breaker.failed()
             raise
@@ -237,8 +239,8 @@ class Answerer:
             yield Token(draft.text)
         else:
             await self._cite(draft)
-            draft.lap("cite")
-        yield Done(draft.answer())
+            draft.laps.lap("cite")
+        yield Done(draft.answer(), tuple(draft.laps.laps))
 
     async def _cite(self, draft: Draft) -> None:
         passages, embedder = draft.prompt.passages, self.retriever.embedder

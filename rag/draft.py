@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from rag.breaker import Breaker
 from rag.citations import Markers
 from rag.errors import ModelError
+from rag.laps import Laps
 from rag.prompt import NO_ANSWER
 from rag.protocols import Generator
 from rag.support import Cited
@@ -23,9 +23,10 @@ class Draft:
     """What is known so far of the answer to one question.
 
     `refused`: there is too little evidence, so no generator is asked. `failed`: the generator did
-    already, before it was asked for the answer. `timings`, in milliseconds, has the time of each
-    stage (`wait` is the generator's until its first piece, `generate` that after it) and under
-    `first_token` that from the question to the first piece.
+    already, before it was asked for the answer. `laps` are its stages: `wait` is the generator's
+    until its first piece, `generate` what comes after it. `timings`, in milliseconds, has what is
+    known better than from these, and under `first_token` the time from the question to the first
+    piece.
     """
 
     question: str
@@ -43,22 +44,11 @@ class Draft:
     usage: Usage = field(default_factory=Usage)
     cited: Cited = field(default_factory=Cited)
     timings: dict[str, float] = field(default_factory=dict)
-    _started: float = field(default_factory=time.perf_counter)
-    _lapped: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        """Add the time since the lap before to that of a stage."""
-        now = time.perf_counter()
-        self.timings[stage] = self.timings.get(stage, 0.0) + (now - self._lapped) * 1000
-        self._lapped = now
-
-    def elapsed(self) -> float:
-        """Milliseconds since the question was put."""
-        return (time.perf_counter() - self._started) * 1000
+    laps: Laps = field(default_factory=Laps)
 
     def answer(self) -> Answer:
         """The answer as it stands now."""
-        timings = {**self.timings, "total": self.elapsed()}
+        timings = {**self.laps.timings_ms, **self.timings, "total": self.laps.elapsed_ms()}
         return Answer(
             question=self.question,
             text=self.text,
@@ -116,8 +106,8 @@ async def _written(draft: Draft, generator: Generator, mark: str) -> AsyncGenera
                         draft.notice = "the answer was cut off at generator.max_tokens"
                     continue
                 if "first_token" not in draft.timings:
-                    draft.lap("wait")
-                    draft.timings["first_token"] = draft.elapsed()
+                    draft.laps.lap("wait")
+                    draft.timings["first_token"] = draft.laps.elapsed_ms()
                 if after:
                     after += 1
                     if after > _RAMBLING:
@@ -139,7 +129,7 @@ async def _written(draft: Draft, generator: Generator, mark: str) -> AsyncGenera
     finally:
         draft.model = generator.model
         draft.invalid += markers.invalid
-        draft.lap("generate")
+        draft.laps.lap("generate")
 
 
 def _without_beginning(text: str, mark: str) -> tuple[str, str]:

@@ -93,6 +93,8 @@ class UnreadableFile(IngestError):
 class UnsupportedFormat(IngestError):
     """One file has a format that no reader knows."""
 
+    http_status = 415
+
 
 class StoreError(RagError):
     """The store refused an operation or failed in one."""

@@ -79,9 +79,12 @@ def fuse(
     """The `k` best hits of both legs, or all; ties by chunk id. `weight` is the dense leg's."""
     joined = Joined(dense, keyword)
     totals = joined.totals(weight, how.neighbours)
-    rounded = np.round(totals, 6).tolist()
+    rounded = np.round(totals, 6)
     chunks = joined.chunks
-    order = sorted(range(len(chunks)), key=lambda row: (-rounded[row], chunks[row].id))
+    best: Sequence[int] = range(len(chunks))
+    if k is not None and k < len(chunks):
+        best = np.flatnonzero(rounded >= np.partition(rounded, -k)[-k]).tolist()
+    order = sorted(best, key=lambda row: (-rounded[row], chunks[row].id))
     legs = ("dense", weight, dense), ("keyword", 1 - weight, keyword)
     ranks = [
         (name, share, {row: n for n, row in reversed(list(enumerate(rows)))}, hits)

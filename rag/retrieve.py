@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from rag.diversity import diverse, without_repeats
 from rag.errors import InputError, ModelError, StoreUnavailable
 from rag.filters import Filter
 from rag.fusion import Fusion, fuse, single
+from rag.laps import Lap, Laps
 from rag.protocols import Embedder, Reranker, VectorStore
 from rag.types import Chunk, Hit, Leg, Metric
 
@@ -25,7 +25,6 @@ Mode: TypeAlias = Literal["hybrid", "dense", "keyword"]
 
 _FIRST = 30  # hits of each leg, of which
 _FEEDBACK = 3  # the best show the dense leg what is meant
-_MOST_TITLES = 10_000  # 15 MB of vectors of 384 dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,8 @@ class Retrieved:
 
     `similarity` is the cosine between the question and the chunk nearest to it, `vector` that of
     the question; both are None when only words were compared. `degraded` names the parts that
-    failed, without which these were found; `timings_ms` has a figure for each stage.
+    failed, without which these were found; `timings_ms` has a figure for each stage, `laps` when
+    each was.
     """
 
     hits: list[Hit]
@@ -67,6 +67,7 @@ class Retrieved:
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
     vector: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    laps: list[Lap] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,6 @@ class Retriever:
         self._metric = metric
         self._reranker = reranker
         self._candidates = candidates
-        self._titles: dict[str, NDArray[np.float32]] = {}
 
     def search(
         self,
@@ -144,7 +144,7 @@ class Retriever:
         nothing = [None] * len(found)
         similar, known = run.similarities or nothing, run.vectors or nothing
         return [
-            Retrieved(hits, similarity, run.degraded, run.timings, vector)
+            Retrieved(hits, similarity, run.degraded, run.timings_ms, vector, run.laps)
             for hits, similarity, vector in zip(found, similar, known, strict=True)
         ]
 
@@ -165,10 +165,8 @@ class Retriever:
             run.lap("search")
             return [single(row, "keyword") for row in hits]
         if options.mode == "dense":
-            if vectors is None:
-                vectors = self.embedder.embed_queries(questions)
+            vectors = self._embedded(questions, run) if vectors is None else vectors
             run.vectors = list(vectors)
-            run.lap("embed")
             rows = self.store.search(vectors, wanted, where)
             run.similarities = [self._similarity(row) for row in rows]
             run.lap("search")
@@ -180,10 +178,8 @@ class Retriever:
             run.degraded.append("keyword")
             words = [[] for _ in questions]
         run.lap("search")
-        if vectors is None:
-            vectors = self.embedder.embed_queries(questions)
+        vectors = self._embedded(questions, run) if vectors is None else vectors
         run.vectors = list(vectors)
-        run.lap("embed")
         first, [legs] = self._legs(questions, vectors, words, depth, where, [self.fusion.feedback])
         run.similarities = [self._similarity(row) for row in first]
         found = [
@@ -193,16 +189,10 @@ class Retriever:
         run.lap("search")
         return found
 
-    def title_vectors(self, titles: Sequence[str]) -> list[NDArray[np.float32]]:
-        """The vectors of documents' titles; kept, for they come again with other questions."""
-        known = {title: self._titles.get(title) for title in titles}
-        new = [title for title, vector in known.items() if vector is None]
-        embedded = dict(zip(new, self.embedder.embed_queries(new), strict=True)) if new else {}
-        if len(self._titles) + len(new) > _MOST_TITLES:
-            self._titles.clear()
-        self._titles.update(embedded)
-        known |= embedded
-        return [vector for title in titles if (vector := known[title]) is not None]
+    def _embedded(self, questions: Sequence[str], run: _Run) -> NDArray[np.float32]:
+        vectors = self.embedder.embed_queries(questions)
+        run.lap("embed")
+        return vectors
 
     def over(self, store: VectorStore) -> Retriever:
         """The same for another collection of the same embedder."""
@@ -352,17 +342,11 @@ def _around(chunk: Chunk, reach: int) -> list[str]:
     return [f"{stem}:{position}" for position in positions if position != chunk.position]
 
 
-class _Run:
+class _Run(Laps):
     """What is known so far of one search."""
 
     def __init__(self) -> None:
-        self._lap = time.perf_counter()
-        self.timings: dict[str, float] = {}
+        super().__init__()
         self.degraded: list[str] = []
         self.similarities: list[float | None] = []
         self.vectors: list[NDArray[np.float32]] = []
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.timings[stage] = round(self.timings.get(stage, 0.0) + (now - self._lap) * 1000, 2)
-        self._lap = now

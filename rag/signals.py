@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rag.sentences import sentences
+from rag.passages import read, vectors
 from rag.terms import coverage, identifiers, terms
 from rag.types import Hit
 
@@ -62,8 +62,7 @@ class _Seen:
         # Where there is no title, what it is on the average of ClapNQ.
         self.beyond_title = 0.8 * self.similarity - 0.1
         self._asked = terms(question)
-        self._titles = [terms(hit.chunk.title) for hit in self.hits]
-        self._texts = [terms(hit.chunk.text) for hit in self.hits]
+        self._passages = [read(hit.chunk) for hit in self.hits]
 
     @property
     def nearest(self) -> int:
@@ -72,7 +71,7 @@ class _Seen:
         return min(range(len(legs)), key=lambda n: leg.rank if (leg := legs[n]) else math.inf)
 
     def row(self) -> list[float]:
-        held = [title | text for title, text in zip(self._titles, self._texts, strict=True)]
+        held = [passage.title | passage.words for passage in self._passages]
         rare = {
             term: math.log(1 + len(held) / (sum(term in words for words in held) + 0.5))
             for term in self._asked
@@ -88,14 +87,15 @@ class _Seen:
         ]
 
     def _rest(self, n: int, weights: dict[str, float]) -> float:
-        rest = {term: w for term, w in weights.items() if term not in self._titles[n]}
-        return coverage(rest, self._texts[n]) if rest else 1.0
+        passage = self._passages[n]
+        rest = {term: w for term, w in weights.items() if term not in passage.title}
+        return coverage(rest, passage.words) if rest else 1.0
 
     def _together(self) -> float:
         wanted = dict.fromkeys(self._asked, 1.0)
         best = 0.0
-        for text in (hit.chunk.text for hit in self.hits):
-            words = [terms(text[start:end]) for start, end, _ in sentences(text)]
+        for passage in self._passages:
+            words = [said.own for said in passage.sentences]
             rows = [one | other for one, other in pairwise(words)] or words
             best = max([best, *(coverage(wanted, row) for row in rows)])
         return best
@@ -110,7 +110,7 @@ def _read_titles(seen: Sequence[_Seen], retriever: Retriever) -> None:
     """Set `beyond_title` of each whose nearest passage has a title."""
     nearest: list[tuple[_Seen, Hit]] = [(one, one.hits[one.nearest]) for one in seen]
     titled = [(one, hit.chunk) for one, hit in nearest if hit.chunk.title.strip()]
-    titles = retriever.title_vectors([chunk.title for _, chunk in titled])
+    titles = vectors([chunk.title for _, chunk in titled], retriever.embedder)
     for (one, chunk), title in zip(titled, titles, strict=True):
         question = one.vector
         if question is None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
 from rag.claims import Claim, claims_of, collapsed
+from rag.passages import read, vectors
 from rag.protocols import Embedder
-from rag.sentences import sentences
-from rag.terms import coverage, terms
+from rag.terms import coverage, numbers, terms
 from rag.types import Citation, Hit, Statement
 
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?")
 _ENOUGH = 0.5
 # Meaning decides among the sentences that share most words: so many of all passages, and so many of
 # each that is cited. Below a share of _HOPELESS hardly a cosine is enough, above _VERBATIM any is.
@@ -137,14 +134,14 @@ def _scored(
         and embedder.legibility(text) >= _READABLE
     }
     rows = {text: n for n, text in enumerate(dict.fromkeys(chain(asked, *asked.values())))}
-    vectors = embedder.embed_queries(list(rows)) if embedder and rows else None
+    known = vectors(list(rows), embedder) if embedder and rows else None
     found: dict[str, list[_Support]] = {}
     for text, places in near.items():
         found[text] = []
         for order, (covered, place) in enumerate(places):
             cosine = None
-            if vectors is not None and text in asked:
-                cosine = float(vectors[rows[text]] @ vectors[rows[place.text]])
+            if known is not None and text in asked:
+                cosine = float(known[rows[text]] @ known[rows[place.text]])
             span = (place.start, place.end)
             found[text].append(_Support(_likely(covered, cosine), -order, place.marker, span))
     return found
@@ -157,8 +154,8 @@ def _near(
 
     A number that a passage does not hold is not from there.
     """
-    words, numbers = dict.fromkeys(terms(text), 1.0), _numbers(text)
-    shares = ((coverage(words, p.words), p) for p in places if numbers <= p.numbers)
+    words, needed = dict.fromkeys(terms(text), 1.0), numbers(text)
+    shares = ((coverage(words, p.words), p) for p in places if needed <= p.numbers)
     best = sorted((s for s in shares if s[0] >= _HOPELESS), key=lambda share: -share[0])
     near: list[tuple[float, _Place]] = []
     for n, (covered, place) in enumerate(best):
@@ -181,15 +178,8 @@ def _likely(covered: float, cosine: float | None) -> float:
 
 
 def _places(marker: int, hit: Hit) -> Iterator[_Place]:
-    text = hit.chunk.text
-    numbers = _numbers(f"{hit.chunk.title} {text}")
-    for sentence in sentences(text):
-        said = collapsed(text[sentence.start : sentence.end])
-        words = terms(f"{hit.chunk.title} {sentence.heading} {said}")
-        yield _Place(marker, sentence.start, sentence.end, said, words, numbers)
-
-
-def _numbers(text: str) -> frozenset[str]:
-    """The numbers of a text, 1,000 and 1000 being the same one."""
-    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
-    return frozenset(number.replace(",", "") for number in found)
+    passage = read(hit.chunk)
+    for said in passage.sentences:
+        text = collapsed(hit.chunk.text[said.start : said.end])
+        words = passage.title | said.words
+        yield _Place(marker, said.start, said.end, text, words, passage.numbers)

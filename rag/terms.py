@@ -20,6 +20,7 @@ _TOKEN = re.compile(rf"[{CJK}]+|{_LETTER}+(?:[-_.'’]{_LETTER}+)*")
 _IS_CJK = re.compile(f"[{CJK}]")
 _FIRST_CJK = CJK[0]  # the lowest of the class
 _ASCII = re.compile(r"[a-z0-9]+(?:[-_.'][a-z0-9]+)*")  # the same, three times as fast
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?")
 _STOP = frozenset(
     (
         "a about all also am an and any are as at be because been being but by can could did do "
@@ -56,6 +57,12 @@ def terms(text: str) -> frozenset[str]:
 def identifiers(text: str) -> frozenset[str]:
     """The terms that name one thing exactly: letters, then digits, such as e-45 or ks35."""
     return frozenset(term for term in terms(text) if re.match(r"[a-z]+[-_.]?\d", term))
+
+
+def numbers(text: str) -> frozenset[str]:
+    """The numbers of a text, 1,000 and 1000 being the same one."""
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return frozenset(number.replace(",", "") for number in found)
 
 
 def coverage(weights: Mapping[str, float], found: frozenset[str]) -> float:

@@ -187,7 +187,8 @@ class Sampling:
 class Prompt:
     """What a generator gets. `messages` are chat messages; `passages[n - 1]` is marked [n].
 
-    `dropped` counts passages that did not fit the model's window.
+    `dropped` counts passages that did not fit the model's window; `vector` is that of the question,
+    where it is known.
     """
 
     question: str
@@ -195,6 +196,7 @@ class Prompt:
     messages: tuple[dict[str, str], ...] = ()
     dropped: int = 0
     sampling: Sampling = Sampling()
+    vector: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from stores.checks import (
 )
 from stores.faiss_gpu import check_device, gpus
 from stores.faiss_index import IndexOptions, VectorIndex
+from stores.faiss_threads import threads_for
 from stores.faiss_view import View, Views
 from stores.keywords import KeywordIndex
 from stores.ranking import members, nearest, scores
@@ -172,7 +173,8 @@ class FaissStore:
     def _in_tail(self, tail: Numbers, vectors: Vectors, queries: Vectors, n: int) -> list[Pairs]:
         l2 = self.spec.metric == "l2"
         measure = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
-        found, rows = faiss.knn(queries, vectors, min(n, len(tail)), metric=measure)
+        with threads_for(*queries.shape, len(tail)):
+            found, rows = faiss.knn(queries, vectors, min(n, len(tail)), metric=measure)
         return _pairs(-found if l2 else found, tail[rows])
 
 

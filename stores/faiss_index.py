@@ -18,6 +18,7 @@ import numpy as np
 
 from rag.errors import ConfigError
 from stores.faiss_gpu import MOST_OF_GPU, to_gpu
+from stores.faiss_threads import threads_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -222,19 +223,27 @@ class VectorIndex:
             # Of what the graph leads to only a share counts, so more must be looked at.
             ef = max(options.ef_search, n) * len(self.numbers) // count
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+            looked_at = ef * options.M
         elif self.kind.startswith("IVF"):
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=options.nprobe)
+            looked_at = len(self.numbers) * options.nprobe // self._inner.nlist
         else:
-            parameters = faiss.SearchParameters(sel=selector)
-        return self._inner.search(queries, n, params=parameters)
+            parameters = selector and faiss.SearchParameters(sel=selector)
+            looked_at = len(self.numbers)
+        with threads_for(*queries.shape, looked_at):
+            return self._inner.search(queries, n, params=parameters)
 
     def _search_all(self, queries: Vectors, n: int, selector: Any) -> Any:
         if self.kind.startswith("IVF"):
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._inner.nlist)
-            return self._inner.search(queries, n, params=parameters)
-        flat = self._inner.storage if self.kind == "HNSW" else self._inner
-        parameters = faiss.SearchParameters(sel=selector)
-        return faiss.downcast_index(flat).search(queries, n, params=parameters)
+            index = self._inner
+        else:
+            parameters = selector and faiss.SearchParameters(sel=selector)
+            index = faiss.downcast_index(
+                self._inner.storage if self.kind == "HNSW" else self._inner
+            )
+        with threads_for(*queries.shape, len(self.numbers)):
+            return index.search(queries, n, params=parameters)
 
 
 def _selector(among: NDArray[np.bool_]) -> Any:

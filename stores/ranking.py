@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -52,8 +52,10 @@ def best(
 
     Equal is relative, because the scores of metrics ip and l2 have no scale of their own.
     """
-    ordered = sorted(found, key=lambda pair: -pair[0])
-    if not any(_tied(a, b) for (a, _), (b, _) in pairwise(ordered[: k + 1])):
+    ordered = sorted(found, key=itemgetter(0), reverse=True)
+    first = np.array([score for score, _ in ordered[: k + 1]], np.float64)
+    high, low = first[:-1], first[1:]
+    if not (high - low <= _NOISE * np.maximum(abs(high), abs(low))).any():
         return ordered[:k]
     named: list[tuple[float, str, float, T]] = []
     top = 0.0  # of those that tie

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rag.types import Vectors
 
 FILE = "chunks.sqlite3"
-_RECENT = 5_000  # chunks, some 10 MB
+_RECENT = 20_000  # chunks, some 40 MB; a hybrid search looks at 200
 _MAPPED = 2**34  # bytes; texts are read where the system has cached them, without a copy
 _NEW = ".new-"  # begins the name of a collection that is being made, which takes milliseconds
 _LEFT_S = 3_600  # so long after, it is what a dead process has left
@@ -225,10 +225,10 @@ class ChunkTable:
         while True:
             generation = self.generation
             found = find()
-            chunks = self.chunks(sorted({seq for row in found for _, seq in row}))
-            whole = all(seq in chunks for row in found for _, seq in row)
+            seqs = {seq for row in found for _, seq in row}
+            chunks = self.chunks(sorted(seqs))
             # A chunk that went between the steps would leave fewer than k: look again.
-            if whole or generation == self.generation:
+            if len(chunks) == len(seqs) or generation == self.generation:
                 return [rank(((s, chunks[q]) for s, q in row if q in chunks), k) for row in found]
 
     def seqs(self, where: Filter | None = None) -> NDArray[np.int64]:

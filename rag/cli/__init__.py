@@ -19,6 +19,7 @@ from rag.cli import (
     documents,
     engine,
     evaluating,
+    feedback,
     keys,
     mcp,
     searching,
@@ -75,6 +76,7 @@ for command in (
     serving.serve,
     mcp.mcp,
     keys.keys,
+    feedback.feedback,
     settings.models,
     settings.config,
 ):

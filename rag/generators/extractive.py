@@ -10,12 +10,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from rag.citations import MARKER
-from rag.extract import rank_sentences
+from rag.extract import best_sentences
 from rag.protocols import Embedder
 from rag.sentences import is_cjk
 from rag.types import Prompt, Usage
-
-_WORSE = 0.5  # how far below the best sentence's score one is still worth quoting
 
 
 class ExtractiveGenerator:
@@ -33,10 +31,14 @@ class ExtractiveGenerator:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """One piece a sentence, each with its marker."""
-        ranked = await asyncio.to_thread(
-            rank_sentences, prompt.question, prompt.passages, self._embedder
+        best = await asyncio.to_thread(
+            best_sentences,
+            prompt.question,
+            prompt.passages,
+            self._embedder,
+            self._sentences,
+            prompt.vector,
         )
-        best = [q for q in ranked if q.score >= ranked[0].score - _WORSE][: self._sentences]
         best.sort(key=lambda quote: (quote.passage, quote.start))
         for number, quote in enumerate(best):
             text = prompt.passages[quote.passage].chunk.text[quote.start : quote.end]

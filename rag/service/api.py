@@ -49,7 +49,6 @@ def create(settings: Settings) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=service.max_body_kb * 1024,
         telemetry={"metrics": False, "logs": False},
     )
     answer_errors(api)

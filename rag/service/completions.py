@@ -47,6 +47,7 @@ class RagOut(BaseModel):
     statements: list[StatementOut]
     degraded: list[str]
     notice: str
+    search: str
     model: str
     timings_ms: dict[str, float]
     collection: str

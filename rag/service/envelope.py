@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders, State
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag.errors import Forbidden
+from rag.errors import Forbidden, RequestRefused, TooLarge
 from rag.service import logs
 from rag.service.errors import problem, unexpected
 from rag.service.replies import json_response
@@ -27,6 +28,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+UPLOADS = "/documents"
+_FORM = 2**16  # bytes of a form besides its file
 # The pages at /docs load their script from elsewhere.
 _PAGES = ("/docs", "/redoc")
 
@@ -62,10 +65,11 @@ class Envelope:
 
         with logs.request(state["id"]):
             try:
-                if strange := self._stranger(scope):
-                    reply = json_response(problem(strange, state["id"]), 403)
+                if refused := self._refused(scope):
+                    reply = json_response(problem(refused, state["id"]), refused.http_status)
                     return await reply(scope, receive, send_with_headers)
-                await self._app(scope, receive, send_with_headers)
+                limited = _limited(receive, self._most_bytes(scope))
+                await self._app(scope, limited, send_with_headers)
             except Exception:
                 logs.failed()
                 if status:  # half a reply is out: the connection closes
@@ -73,6 +77,19 @@ class Envelope:
                 await unexpected(state["id"])(scope, receive, send_with_headers)
             finally:
                 self._tell(scope, status, time.perf_counter() - started)
+
+    def _most_bytes(self, scope: Scope) -> int:
+        settings = scope["app"].state.desk.settings
+        if scope["path"] == UPLOADS:
+            return int(settings.max_upload_mb * 2**20 + _FORM)
+        return int(settings.max_body_kb * 2**10)
+
+    def _refused(self, scope: Scope) -> RequestRefused | None:
+        """Why the request is not even read, if it is not."""
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self._most_bytes(scope):
+            return TooLarge("the body is over the limit", "send less at a time")
+        return self._stranger(scope)
 
     def _stranger(self, scope: Scope) -> Forbidden | None:
         """Why a browser sent this on behalf of a foreign page, if it did.
@@ -99,6 +116,21 @@ class Envelope:
         known = {name: state[name] for name in _TOLD if name in state}
         scope["app"].state.desk.metrics.request(route, scope["method"], status, seconds)
         logs.access(scope["method"], route, status, seconds * 1000, **known)
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """`receive` that raises once a body of unknown length is over `most` bytes."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise HTTPException(413, "the body is over the limit")  # FastAPI lets no other pass
+        return message
+
+    return counted
 
 
 _TOLD: Sequence[str] = ("caller", "collection", "failure", "cached", "degraded")

@@ -17,7 +17,10 @@ from rag.errors import RagError, RequestRefused, StoreUnavailable
 from rag.service.replies import json_response
 
 _RETRY_S = 5  # where what failed does not say when it may be back
+_SEND_JSON = "send a JSON object, with the header Content-Type: application/json"
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _HINTS = {
+    400: _SEND_JSON,
     404: "see /docs for what there is",
     405: "see the Allow header",
     413: "send less at a time",
@@ -107,10 +110,15 @@ async def _invalid(request: Request, error: Exception) -> Response:
         body = _problem(
             "malformed_json",
             f"the body is not JSON ({first['ctx']['error']})",
-            "send a JSON object, with the header Content-Type: application/json",
+            _SEND_JSON,
             request.state.id,
         )
         return json_response(body, 400)
+    if first["loc"] == ("body",):
+        body = _problem(
+            "invalid_request", "the body is no JSON object", _SEND_JSON, request.state.id
+        )
+        return json_response(body, 422)
     message = wrong(first["loc"][1:], first)
     body = _problem("invalid_request", message, "see /docs", request.state.id)
     return json_response(body, 422)
@@ -118,9 +126,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    request.state.failure = f"http_{error.status_code}"
+    request.state.failure = _CODES.get(error.status_code, "bad_request")
     body = _problem(
-        f"http_{error.status_code}",
+        request.state.failure,
         str(error.detail),
         _HINTS.get(error.status_code, "see /docs"),
         request.state.id,

@@ -26,6 +26,7 @@ _ZIP = b"PK\x03\x04"
 _ZIP_ENTRY = b"PK\x01\x02"
 _ZIP_ENTRIES = 10_000  # a .docx has dozens
 _UNPACKED = 2**30  # bytes, as the reader's
+_SMALL, _DENSEST = 2**26, 100  # text packs to a tenth; what packs to a thousandth is a bomb
 _BLOCK = 2**20
 
 
@@ -91,8 +92,11 @@ def _check_docx(path: Path, head: bytes) -> None:
     # Word on the web calls its main part word/document2.xml.
     if not any(re.fullmatch(r"word/document\d*\.xml", item.filename) for item in items):
         raise _other("is an archive, but no .docx")
-    if sum(item.file_size for item in items) > _UNPACKED:
+    unpacked = sum(item.file_size for item in items)
+    if unpacked > _UNPACKED:
         raise _other("unpacks to more than 1 GB", "remove its pictures")
+    if unpacked > max(_SMALL, _DENSEST * path.stat().st_size):
+        raise _other("unpacks to far more than text does", "save it anew")
 
 
 def _other(what: str, hint: str = "send it under the name of its own format") -> UnsupportedFormat:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -161,6 +162,8 @@ async def running(api: FastAPI) -> AsyncIterator[None]:
 def serve_stdio(settings: Settings) -> None:
     """Serve the process that has started this one, until it closes standard input."""
     logs.configure(settings.service.log_level, texts=settings.service.log_texts)
+    # Otherwise Ctrl-C waits for the thread that reads standard input, and that for a line.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     asyncio.run(_stdio(settings))
 
 
@@ -169,11 +172,10 @@ async def _stdio(settings: Settings) -> None:
 
     desk = Desk(App(settings, logs.say))
     tools = server(lambda _: Visit(desk, ANYONE, State({"id": uuid4().hex})))
-    async with aclosing(desk):
-        with _stdout_to_stderr():
-            await desk.start()
-        async with stdio_server() as (read, write):  # which does the same
-            await tools.run(read, write, tools.create_initialization_options())
+    with _stdout_to_stderr():
+        await desk.start()
+    async with aclosing(desk), stdio_server() as (read, write):  # which does the same
+        await tools.run(read, write, tools.create_initialization_options())
 
 
 @contextmanager

@@ -193,7 +193,7 @@ class _Processes(Collector):
                 with suppress(FileNotFoundError):  # another process was faster
                     mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
         # An empty file is one that is being made, or whose maker died at that.
-        files = [str(path) for path in self._folder.glob("*.db")]
+        files = [str(path) for path in self._folder.glob("*.db") if _size(path)]
         yield from MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
 
 

@@ -109,7 +109,9 @@ class QueryIn(Searching):
 class SearchIn(Searching):
     """A question, or several at once."""
 
-    question: Question | list[Question] = Field(
+    question: (
+        Question | Annotated[list[Question], Field(min_length=1, max_length=MAX_QUESTIONS)]
+    ) = Field(
         description=f"One, or up to {MAX_QUESTIONS}.",
         examples=["balance the cells", ["balance the cells", "error E-22"]],
     )

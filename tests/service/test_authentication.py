@@ -29,6 +29,8 @@ async def test_a_key_is_taken_from_either_header(keys: Keys) -> None:
     for authorization in (f"Bearer {presented}", f"bearer   {presented} "):
         assert (await asked.caller(authorization, None)).id == key.id
     assert (await asked.caller(None, presented)).id == key.id
+    with pytest.raises(Unauthenticated, match="no bearer key"):
+        await asked.caller(f"Basic {presented}", None)
     other, second = keys.create("other")
     assert (await asked.caller("Basic dXNlcjpwdw==", presented)).id == key.id
     assert (await asked.caller(f"Bearer {presented}", second)).id == other.id

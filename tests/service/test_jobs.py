@@ -165,7 +165,7 @@ def test_what_cannot_be_read_leaves_the_older_version(service: Service) -> None:
     assert failed.error.startswith("is not UTF-8 text")
     assert "iconv" in failed.error
     assert service.text() == service.file(failed) == "First text."
-    assert service.waiting_files() == []
+    until(lambda: service.waiting_files() == [])
 
 
 def test_progress_is_told(service: Service) -> None:

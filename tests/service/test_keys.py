@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -85,10 +86,12 @@ def test_what_another_process_does_counts_at_the_next_request(keys: Keys) -> Non
     assert not keys.any()
 
 
-def test_a_revoked_key_stays_revoked(keys: Keys) -> None:
+def test_a_revoked_key_stays_revoked(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     key, presented = keys.create("shop")
     keys.revoke(key.id)
     (revoked,) = keys.list()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 100)
     keys.revoke(key.id)
     assert keys.find(presented) is None
     assert revoked.revoked_at
@@ -146,7 +149,10 @@ def test_threads_find_make_and_revoke_at_a_time(keys: Keys) -> None:
 
 
 def test_many_may_make_the_file_at_a_time(tmp_path: Path) -> None:
+    together = Barrier(8)
+
     def start(number: int) -> str:
+        together.wait(30)
         with closing(Keys(tmp_path / str(number // 8))) as opened:
             return opened.create("a key")[1]
 

@@ -239,7 +239,9 @@ class Worker:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline()
+        line = self.process.stdout.readline()
+        assert line, "the process has ended"
+        return line
 
     def scraped(self) -> str:
         assert self.process.stdin is not None
@@ -257,7 +259,7 @@ class Worker:
 
 def test_processes_add_up_and_a_dead_one_leaves_only_its_counts(tmp_path: Path) -> None:
     (tmp_path / "counter_999999.db").touch()  # its maker died before it wrote
-    one, other = Worker(tmp_path, 2, "closed"), Worker(tmp_path, 3, "open")
+    one, other = Worker(tmp_path, 2, "half-open"), Worker(tmp_path, 3, "open")
     try:
         # The other process is not scraped itself: it keeps its gauges up to date on its own.
         wait_until(lambda: "rag_in_flight 5.0" in one.scraped(), 10)
@@ -270,7 +272,7 @@ def test_processes_add_up_and_a_dead_one_leaves_only_its_counts(tmp_path: Path) 
         other.kill()
         seen = one.scraped()
         assert "rag_in_flight 2.0" in seen
-        assert 'rag_breaker_state{part="store"} 0.0' in seen
+        assert 'rag_breaker_state{part="store"} 1.0' in seen
         assert 'status="200"} 20.0' in seen
     finally:
         for worker in (one, other):

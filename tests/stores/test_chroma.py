@@ -92,6 +92,11 @@ from stores.chroma import ChromaBackend
 backend = ChromaBackend(data_dir=Path(), host="127.0.0.1", port={port})
 """
 
+    def test_it_says_that_it_is_a_server(self, open_backend: OpenBackend, tmp_path: Path) -> None:
+        assert "server" in open_backend().check().capabilities
+        with closing(ChromaBackend(data_dir=tmp_path)) as folder:
+            assert "server" not in folder.check().capabilities
+
     def test_texts_of_more_bytes_than_a_request_may_have(self, open_backend: OpenBackend) -> None:
         backend = open_backend()
         store = backend.create(replace(SPEC, name="large"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -631,3 +632,22 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / FOLDER).iterdir()}
     made = {"index.faiss", "index.json", "keywords.bin", "keywords.json"}
     assert names <= made | {"chunks.sqlite3", "write.lock"}
+
+
+def test_a_collection_from_before_there_were_generations_gets_one_for_all(tmp_path: Path) -> None:
+    with closing(FaissBackend(data_dir=tmp_path).create(SPEC)) as store:
+        store.upsert([chunk(0)], random_vectors(1))
+    with closing(sqlite3.connect(tmp_path / "faiss" / SPEC.name / "chunks.sqlite3")) as db:
+        assert db.execute("DELETE FROM meta WHERE key = 'state'").rowcount == 1
+        db.commit()
+    one, other = (FaissBackend(data_dir=tmp_path).open(SPEC.name) for _ in range(2))
+    before = one.generation()
+    assert other.generation() == before
+    one.delete(ids=[chunk(0).id])
+    assert other.generation() == one.generation() != before
+    one.close()
+    other.close()
+
+
+def test_an_embedded_store_is_no_server(tmp_path: Path) -> None:
+    assert "server" not in FaissBackend(data_dir=tmp_path).check().capabilities

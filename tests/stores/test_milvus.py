@@ -685,6 +685,12 @@ def test_a_folder_in_use_is_told_with_the_way_out(tmp_path: Path) -> None:
         served.close()
 
 
+def test_a_server_says_that_it_is_one_and_lite_that_it_is_none(
+    open_milvus: Open, kind: str
+) -> None:
+    assert ("server" in open_milvus().check().capabilities) == (kind == "server")
+
+
 def test_a_server_that_is_not_there_is_told_in_one_line(server: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -127,6 +127,18 @@ class TestPineconeAtItsWorst(TestPinecone):
     examples = 3
 
 
+def test_it_is_a_server(backend: PineconeBackend) -> None:
+    assert backend.check().capabilities == {"server"}
+
+
+def test_no_generation_is_told_where_writes_return_before_they_are_seen(make: Make) -> None:
+    for visible in (True, False):
+        store = make(wait_visible=visible).create(replace(SPEC, name=f"visible-{visible}".lower()))
+        store.upsert([chunk(0)], random_vectors(1))
+        store.close()
+        assert (store.generation() is not None) is visible
+
+
 # --- limits and concurrency
 
 

@@ -3,16 +3,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rag.errors import StoreUnavailable
 from rag.filters import parse
 from rag.protocols import StoreBackend
-from rag.types import CollectionSpec
+from rag.types import CollectionSpec, StoreInfo
 from stores.chroma import ChromaBackend
 from stores.contract import SPEC, OpenBackend, StoreContract, chunk, random_vectors
 from stores.faiss import FaissBackend
+from stores.memory import MemoryBackend, MemoryStore
 from stores.sidecar import KeywordBackend, KeywordStore
 
 
@@ -62,6 +66,54 @@ def found(store: object, text: str) -> list[str]:
 def test_a_store_with_keyword_search_is_left_as_it_is(tmp_path: Path) -> None:
     backend = KeywordBackend(FaissBackend(data_dir=tmp_path), tmp_path / "keywords")
     assert not isinstance(backend.create(SPEC), KeywordStore)
+
+
+class WithoutGeneration(MemoryStore):
+    def describe(self) -> StoreInfo:
+        info = super().describe()
+        return replace(info, capabilities=info.capabilities - {"generation"})
+
+
+class Foreign(MemoryBackend):
+    def create(self, spec: CollectionSpec) -> MemoryStore:
+        return self._stores.setdefault(spec.name, WithoutGeneration(spec))
+
+
+def test_a_store_that_has_keyword_search_alone_is_given_a_generation(tmp_path: Path) -> None:
+    store: Any = KeywordBackend(Foreign(), tmp_path).create(SPEC)
+    assert store.describe().capabilities == {"keyword_search", "generation"}
+    store.upsert([chunk(0, text="a pump")], random_vectors(1))
+    assert store.generation() is None
+    store.close()
+    before = store.generation()
+    assert before
+    assert [hit.chunk.text for hit in store.keyword_search(["pump"], 5)[0]] == ["a pump"]
+    store.delete(document_ids=["d0"])
+    store.close()
+    assert store.generation() not in {before, None}
+    assert store.describe().notes == {}
+
+
+def test_a_write_that_fails_leaves_no_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be written yet, as of a request whose answer was lost."""
+    store: Any = KeywordBackend(Foreign(), tmp_path).create(SPEC)
+    store.upsert([chunk(0)], random_vectors(1))
+    store.close()
+    known = store.generation()
+
+    def lost(*_: object) -> None:
+        raise StoreUnavailable("no answer came", "wait")
+
+    with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
+        patched.setattr(MemoryStore, "upsert", lost)
+        store.upsert([chunk(1)], random_vectors(1))
+    store.close()
+    assert store.generation() is None
+    store.upsert([chunk(1)], random_vectors(1))
+    store.close()
+    assert store.generation() not in {known, None}
 
 
 def test_what_others_wrote_to_the_store_is_found(backend: KeywordBackend, tmp_path: Path) -> None:

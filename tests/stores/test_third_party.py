@@ -11,7 +11,12 @@ import pytest
 from commands import rag
 
 from rag import plugins
-from stores.contract import OpenBackend, StoreContract
+from stores.contract import ContractSetting, OpenBackend, StoreContract
+from stores.contract.deleting import DeletingTests
+from stores.contract.generations import GenerationTests
+from stores.contract.notes import NotesTests
+from stores.contract.writing import WritingTests
+from stores.sidecar import KeywordBackend
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +38,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.remove(str(target))
 
 
-class TestJournal(StoreContract):
+class OfJournals(ContractSetting):
     @pytest.fixture(scope="class")
     @classmethod
     def folder(cls, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,6 +58,38 @@ from pathlib import Path
 sys.path.insert(0, {str(installed)!r})
 from rag import plugins
 backend = plugins.load("store", "journal")(data_dir=Path({str(folder)!r}))
+"""
+
+
+class TestJournal(OfJournals, StoreContract):
+    """As the package gives it."""
+
+
+class TestJournalInTheApplication(
+    OfJournals, GenerationTests, NotesTests, WritingTests, DeletingTests
+):
+    """With what the application adds: the store has no generation of its own."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def open_backend(cls, folder: Path) -> OpenBackend:
+        def opened() -> KeywordBackend:
+            journals = plugins.load("store", "journal")(data_dir=folder)
+            return KeywordBackend(journals, folder / "keywords")
+
+        return opened
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def program(cls, installed: Path, folder: Path) -> str:
+        return f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(installed)!r})
+from rag import plugins
+from stores.sidecar import KeywordBackend
+folder = Path({str(folder)!r})
+backend = KeywordBackend(plugins.load("store", "journal")(data_dir=folder), folder / "keywords")
 """
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from commands import rag
-from servers import wait_until
+from servers import CACHE, wait_until
 
 SAMPLE = Path(__file__).parents[2] / "sample_corpus"
 _START_S = 60
@@ -52,7 +52,7 @@ class Service:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **environment},
+            env={**_environment(), **environment},
         )
         self._drain = threading.Thread(target=self._read, daemon=True)
         self._drain.start()
@@ -149,12 +149,18 @@ def new_key(data_dir: Path, *options: str) -> str:
     return made.out.strip()
 
 
+def _environment() -> dict[str, str]:
+    """Without the settings of who runs the tests; for fixtures that are made before each test's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
+    return {**kept, "RAG_MODELS_DIR": str(CACHE / "models")}
+
+
 @functools.cache
 def _ingested() -> Path:
     """The sample corpus, ingested once in a run of tests: it takes seconds."""
     folder = tempfile.mkdtemp(prefix="rag-sample-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data_dir = Path(folder) / "data"
-    done = rag("--data-dir", data_dir, "ingest", SAMPLE)
+    done = rag("--data-dir", data_dir, "ingest", SAMPLE, **_environment())
     assert done.status == 0, done.err
     return data_dir

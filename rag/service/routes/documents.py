@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
+from fastapi import APIRouter, Path, Query, Request
+from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from rag.errors import InputError, UnknownDocument
@@ -15,6 +17,7 @@ from rag.filters import Compare
 from rag.service.access import DeskOf, Reader, Writer
 from rag.service.callers import Caller
 from rag.service.desk import Desk
+from rag.service.envelope import UPLOADS
 from rag.service.errors import responses
 from rag.service.replies import json_response
 from rag.service.schemas import NAME, DocumentOut, DocumentsOut, JobOut
@@ -23,6 +26,7 @@ from rag.types import DocumentRecord
 
 router = APIRouter(tags=["documents"])
 
+_FIELD = 20_000  # bytes
 _POLL_S = 0.02
 _WAIT_S = 10.0  # for a deletion, which takes milliseconds unless something is being ingested
 DocumentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
@@ -30,28 +34,61 @@ JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Collection = Annotated[str | None, Query(pattern=NAME)]
 
 
-@router.post("/documents", status_code=202, responses=responses(404, 415))
-async def upload(
-    request: Request,
-    desk: DeskOf,
-    caller: Writer,
-    file: Annotated[UploadFile, File(description="PDF, Markdown, HTML, DOCX or plain text.")],
-    collection: Annotated[str | None, Form(pattern=NAME)] = None,
-    metadata: Annotated[
-        str, Form(description="A JSON object of text, numbers, true and false.", max_length=20_000)
-    ] = "{}",
-) -> JobOut:
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "PDF, Markdown, HTML, DOCX or plain text.",
+                        },
+                        "collection": {"type": "string", "pattern": NAME},
+                        "metadata": {
+                            "type": "string",
+                            "description": "A JSON object of text, numbers, true and false.",
+                            "examples": ['{"team": "ops"}'],
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(UPLOADS, status_code=202, responses=responses(404, 415), openapi_extra=_FORM)
+async def upload(request: Request, desk: DeskOf, caller: Writer) -> JobOut:
     """Take in a document. It is on the disk once this answers; GET /jobs/{id} tells how it goes.
 
     The same file name again replaces the document.
     """
-    name = desk.collection(caller, collection, "write")
-    request.state.collection = name
-    stamp = caller.stamp()
-    given = stamped(_object(metadata), stamp)
-    await asyncio.to_thread(desk.jobs.check_room)
-    kept = await asyncio.to_thread(desk.uploads.keep, file.file, file.filename or "", name, stamp)
-    job = await asyncio.to_thread(desk.jobs.add, kept, caller.tenant_key, given)
+    # The form is read here, not by FastAPI, which would read it before the key is checked.
+    async with request.form(max_files=1, max_fields=2, max_part_size=_FIELD) as form:
+        if unknown := sorted(set(form) - {"file", "collection", "metadata"}):
+            raise InputError(f"there is no field {unknown[0]!r}", "send file, collection, metadata")
+        file, collection = form.get("file"), form.get("collection")
+        if not isinstance(file, UploadFile):
+            raise InputError("there is no file", "send it as the field 'file' of a multipart form")
+        if collection is not None and not (
+            isinstance(collection, str) and re.fullmatch(NAME, collection)
+        ):
+            raise InputError("the collection has no valid name", "see GET /collections")
+        name = desk.collection(caller, collection, "write")
+        request.state.collection = name
+        stamp = caller.stamp()
+        metadata = stamped(_object(form.get("metadata", "{}")), stamp)
+        await asyncio.to_thread(desk.jobs.check_room)
+        kept = await asyncio.to_thread(
+            desk.uploads.keep, file.file, file.filename or "", name, stamp
+        )
+    job = await asyncio.to_thread(desk.jobs.add, kept, caller.tenant_key, metadata)
     return JobOut(**job.to_json())
 
 
@@ -127,9 +164,9 @@ async def _record(desk: Desk, caller: Caller, collection: str, document_id: str)
     return max(records, key=lambda record: record.ingested_at)
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: object) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
         raise InputError("metadata is not JSON", """send it like {"team": "ops"}""") from error
     if not isinstance(value, dict):

@@ -1,0 +1,123 @@
+"""What is worked out of passages alone, and kept for the questions that find them again.
+
+The passages of a collection that answer anything are few beside the questions, and to split one
+into words and embed its sentences takes longer than to find it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from cachetools import LRUCache
+
+from rag.protocols import Embedder
+from rag.sentences import sentences
+from rag.terms import numbers, terms
+from rag.types import Chunk
+
+if TYPE_CHECKING:
+    from rag.types import Vectors
+
+# Bytes: some 3,000 passages of the default length, and 15,000 sentences in 384 dimensions.
+_MOST = 32 * 2**20
+_ENTRY = 700  # bytes that keeping something takes besides, as tracemalloc counts them
+
+
+class Said(NamedTuple):
+    """A sentence of a passage: its [start, end) range, and what is compared with a question.
+
+    `text` begins with what stands over the sentence; `words` are the terms of all of it, `own` of
+    the sentence alone.
+    """
+
+    start: int
+    end: int
+    text: str
+    words: frozenset[str]
+    own: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk as it is read: its terms, those of its title, its numbers and its sentences."""
+
+    title: frozenset[str]
+    words: frozenset[str]
+    numbers: frozenset[str]
+    sentences: tuple[Said, ...]
+
+    @classmethod
+    def of(cls, title: str, text: str) -> Passage:
+        """What is read in a text under a title."""
+        said = []
+        for start, end, heading in sentences(text):
+            own = terms(text[start:end])
+            words = own | terms(heading) if heading else own
+            said.append(Said(start, end, f"{heading} {text[start:end]}", words, own))
+        return cls(terms(title), terms(text), numbers(f"{title} {text}"), tuple(said))
+
+
+_Kept: TypeAlias = "LRUCache[Any, tuple[Any, int]]"  # each with the bytes that it takes
+_lock = threading.Lock()
+
+
+def _cache() -> _Kept:
+    return LRUCache(_MOST, getsizeof=itemgetter(1))
+
+
+_passages = _cache()
+_vectors: WeakKeyDictionary[Embedder, _Kept] = WeakKeyDictionary()  # go with their embedder
+
+
+def read(chunk: Chunk) -> Passage:
+    """What is read in a chunk; of the 32 MB that were asked for last, without reading again."""
+    key = chunk.title, chunk.text
+    with _lock:
+        kept = _passages.get(key)
+    if kept is not None:
+        passage: Passage = kept[0]
+        return passage
+    passage = Passage.of(*key)
+    _keep(_passages, key, passage, _bytes(passage) + sum(map(sys.getsizeof, key)))
+    return passage
+
+
+def vectors(texts: Sequence[str], embedder: Embedder) -> Vectors:
+    """As `embedder.embed_queries`, for texts that come again, such as sentences and titles.
+
+    The 32 MB of an embedder that were asked for last are kept.
+    """
+    with _lock:
+        known = _vectors.setdefault(embedder, _cache())
+        found = {text: known.get(text) for text in texts}
+    new = [text for text, kept in found.items() if kept is None]
+    if new:
+        for text, vector in zip(new, embedder.embed_queries(new), strict=True):
+            row = vector.copy()  # a view would keep all of them
+            found[text] = row, row.nbytes
+            _keep(known, text, row, row.nbytes + sys.getsizeof(text))
+    rows = [kept[0] for text in texts if (kept := found[text])]
+    return np.stack(rows) if rows else np.zeros((0, embedder.fingerprint.dim), np.float32)
+
+
+def _keep(cache: _Kept, key: object, value: object, size: int) -> None:
+    with _lock:
+        if size + _ENTRY <= _MOST:
+            cache[key] = value, size + _ENTRY
+
+
+def _bytes(passage: Passage) -> int:
+    """About what a passage takes; CJK terms, pairs of characters, are strings of their own."""
+    sets: Iterable[frozenset[str]] = (
+        *(passage.title, passage.words, passage.numbers),
+        *(words for said in passage.sentences for words in {said.words, said.own}),
+    )
+    texts = sum(sys.getsizeof(said.text) + _ENTRY for said in passage.sentences)
+    return texts + sum(sys.getsizeof(words) + sum(map(sys.getsizeof, words)) for words in sets)

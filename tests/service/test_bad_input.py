@@ -1,0 +1,254 @@
+"""What is wrong is refused with a 4xx in the one shape: no 500, no trace, and nothing written."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from http_client import QUESTION, client, problem
+from service import Service, new_key, sample_data, service
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    settings = {"service.max_body_kb": 256, "service.max_upload_mb": 1}
+    data_dir = sample_data(tmp_path_factory.mktemp("service") / "data")
+    with service(data_dir, settings=settings) as started:
+        yield started
+        assert "unexpected" not in started.stderr, started.stderr[-5000:]
+
+
+@pytest.fixture
+def api(running: Service) -> Iterator[httpx2.Client]:
+    with client(running.url) as opened:
+        yield opened
+
+
+def nested(depth: int) -> str:
+    return '{"$not": ' * depth + '{"lang": "en"}' + "}" * depth
+
+
+@pytest.mark.parametrize("route", ["/query", "/search"])
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ("{", 400, "malformed_json"),
+        ("", 422, "invalid_request"),
+        ("[]", 422, "invalid_request"),
+        ('"text"', 422, "invalid_request"),
+        ('{"question": "x"', 400, "malformed_json"),
+        ("\x00\x01", 400, "malformed_json"),
+        ("[" * 100_000, 400, "bad_request"),
+        ('{"question": "x", "where": ' + nested(1000) + "}", 400, "bad_request"),
+        ('{"question": "x", "where": ' + nested(50) + "}", 422, "invalid_filter"),
+        ('{"question": "x", "top_k": 1e400}', 422, "invalid_request"),
+        ('{"question": "x", "top_k": ' + "9" * 5000 + "}", 400, "bad_request"),
+        ('{"question": "\\ud800"}', 422, "invalid_request"),
+        ('{"question": "x", "where": {"year": NaN}}', 422, "invalid_filter"),
+        ('{"question": "x", "where": {"\\ud800": 1}}', 422, "invalid_filter"),
+    ],
+)
+def test_a_body_that_is_no_request(
+    api: httpx2.Client, route: str, body: str, status: int, code: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    problem(api.post(route, content=body.encode(), headers=headers), status, code)
+
+
+@pytest.mark.parametrize("route", ["/query", "/search"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"question": ""},
+        {"question": " \n "},
+        {"question": "x" * 8_001},
+        {"question": "a\x00b"},
+        {"question": "a\x1bb"},
+        {"question": 7},
+        {"question": None},
+        {"question": QUESTION, "top_k": 0},
+        {"question": QUESTION, "top_k": 10**9},
+        {"question": QUESTION, "top_k": "5"},
+        {"question": QUESTION, "top_k": True},
+        {"question": QUESTION, "mode": "magic"},
+        {"question": QUESTION, "topk": 5},
+        {"question": QUESTION, "collection": "../../etc"},
+        {"question": QUESTION, "collection": "X"},
+        {"question": QUESTION, "diversity": 2},
+        {"question": QUESTION, "where": []},
+        {"question": QUESTION, "where": {"year": {"$near": 1}}},
+        {"question": QUESTION, "where": {"year": {"$in": 5}}},
+        {"question": QUESTION, "where": {"$or": []}},
+        {"question": QUESTION, "where": {"a": [1]}},
+        {"question": QUESTION, "where": {"a": 2**70}},
+    ],
+    ids=str,
+)
+def test_a_wrong_field(api: httpx2.Client, route: str, wrong: dict[str, Any]) -> None:
+    reply = api.post(route, json=wrong)
+    assert reply.status_code == 422
+    problem(reply, 422, reply.json()["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": [{"question": "x"}]},
+        {"history": [{"question": "x", "answer": "y"}] * 51},
+        {"max_tokens": 0},
+        {"temperature": 3},
+        {"stream": "yes"},
+    ],
+    ids=str,
+)
+def test_a_wrong_field_of_a_question(api: httpx2.Client, wrong: dict[str, Any]) -> None:
+    problem(api.post("/query", json={"question": QUESTION, **wrong}), 422, "invalid_request")
+
+
+def test_a_body_over_the_limit(api: httpx2.Client) -> None:
+    problem(api.post("/query", json={"question": "x" * 2**20}), 413, "too_large")
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(1024):
+            yield b" " * 1024
+
+    headers = {"Content-Type": "application/json"}
+    problem(api.post("/query", content=endless(), headers=headers), 413, "too_large")
+
+
+def test_too_many_questions_at_once(api: httpx2.Client) -> None:
+    problem(api.post("/search", json={"question": ["x"] * 65}), 422, "invalid_request")
+    problem(api.post("/search", json={"question": []}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/query", 405),
+        ("DELETE", "/collections/default", 405),
+        ("GET", "/collections/nowhere", 404),
+        ("GET", "/collections/..%2F..%2Fetc", 404),
+        ("GET", "/documents/nothing", 404),
+        ("DELETE", "/documents/nothing", 404),
+        ("GET", "/documents?limit=0", 422),
+        ("GET", "/documents?offset=-1", 422),
+        ("GET", "/documents?collection=nowhere", 404),
+        ("GET", "/jobs/" + "0" * 32, 404),
+        ("GET", "/jobs/x", 422),
+    ],
+)
+def test_what_is_not_there(api: httpx2.Client, method: str, path: str, status: int) -> None:
+    reply = api.request(method, path)
+    problem(reply, status, reply.json()["error"]["code"])
+
+
+def test_the_rating_of_an_answer_that_nobody_got(api: httpx2.Client) -> None:
+    problem(api.post("/feedback", json={"answer_id": "0" * 32, "rating": "up"}), 404, "not_found")
+
+
+def bomb() -> bytes:
+    """A docx of some KB that would be gigabytes."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        with archive.open("word/document.xml", "w", force_zip64=True) as file:
+            for _ in range(512):
+                file.write(b"\0" * 2**20)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status"),
+    [
+        ("report.pdf", b"MZ\x90\x00" + b"\0" * 500, 415),
+        ("report.exe", b"MZ\x90\x00", 415),
+        ("report", b"text", 415),
+        (".pdf", b"%PDF-1.7", 415),
+        ("big.txt", b"x" * (2**20 + 2), 413),
+        ("nul.txt", b"a\0b", 415),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_upload_that_is_refused_leaves_nothing(
+    running: Service, api: httpx2.Client, name: str, data: bytes, status: int
+) -> None:
+    before = api.get("/documents").json()
+    reply = api.post("/documents", files={"file": (name, data)})
+    problem(reply, status, reply.json()["error"]["code"])
+    assert api.get("/documents").json() == before
+    assert not list((running.data_dir / "service" / "uploads").rglob("*.*x*"))
+
+
+def test_a_bomb_is_refused(api: httpx2.Client) -> None:
+    reply = api.post("/documents", files={"file": ("bomb.docx", bomb())})
+    problem(reply, 415, "unsupported_format")
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", '{"a": {"b": 1}}', '{"source": "x"}', '{"$a": 1}', '"x"'], ids=str
+)
+def test_an_upload_with_wrong_metadata(api: httpx2.Client, metadata: str) -> None:
+    files = {"file": ("note.txt", b"A note.")}
+    reply = api.post("/documents", files=files, data={"metadata": metadata})
+    problem(reply, 422, "input_error")
+
+
+def test_an_upload_without_a_file(api: httpx2.Client) -> None:
+    problem(api.post("/documents", data={"metadata": "{}"}), 422, "input_error")
+
+
+def test_wrong_keys_open_nothing(tmp_path: Path) -> None:
+    data_dir = sample_data(tmp_path / "data")
+    key = new_key(data_dir, "--scope", "read", "--collection", "default")
+    with service(data_dir, until="/health/live") as running, client(running.url) as api:
+        for headers in (
+            {},
+            {"Authorization": "Bearer nothing"},
+            {"Authorization": f"Basic {key}"},
+            {"Authorization": f"Bearer {key}x"},
+            {"X-API-Key": "x" * 5_000},
+            {"X-API-Key": ""},
+        ):
+            body = {"question": QUESTION}
+            reply = api.post("/query", json=body, headers=headers)
+            problem(reply, 401, "unauthenticated")
+            assert reply.headers["WWW-Authenticate"] == "Bearer"
+        for route in ("/metrics", "/health", "/collections", "/documents"):
+            problem(api.get(route), 401, "unauthenticated")
+        allowed = {"X-API-Key": key}
+        assert api.post("/query", json={"question": QUESTION}, headers=allowed).status_code == 200
+        other = {"question": QUESTION, "collection": "other"}
+        problem(api.post("/query", json=other, headers=allowed), 403, "forbidden")
+        files = {"file": ("note.txt", b"A note.")}
+        problem(api.post("/documents", files=files, headers=allowed), 403, "forbidden")
+
+
+def test_pages_of_other_sites_cannot_use_the_browser_of_this_machine(api: httpx2.Client) -> None:
+    files = {"file": ("note.txt", b"A note.")}
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        problem(api.post("/documents", files=files, headers=headers), 403, "forbidden")
+    local = {"Origin": "http://localhost:3000"}
+    assert api.post("/search", json={"question": "x"}, headers=local).status_code == 200
+
+
+def test_every_reply_has_headers_that_protect_and_no_cors(api: httpx2.Client) -> None:
+    for reply in (api.get("/health/live"), api.get("/nothing"), api.post("/query", content="{")):
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert reply.headers["X-Frame-Options"] == "DENY"
+        assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+        assert not any(name.lower().startswith("access-control") for name in reply.headers)
+        assert "server" not in reply.headers
+
+
+def test_an_error_tells_the_field(api: httpx2.Client) -> None:
+    body = {"question": QUESTION, "topk": 5}
+    assert "topk" in problem(api.post("/query", json=body), 422, "invalid_request")["message"]
+    reply = api.post("/query", content=json.dumps(body), headers={"Content-Type": "text/plain"})
+    assert "Content-Type" in problem(reply, 422, "invalid_request")["hint"]
