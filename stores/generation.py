@@ -111,6 +111,8 @@ class NotedStore(StoreAround):
         document_ids: Sequence[str] | None = None,
         where: Filter | None = None,
     ) -> int:
+        if ids is None and document_ids is None and where is None:
+            return 0
         with self._marks.writing():
             return super().delete(ids=ids, document_ids=document_ids, where=where)
 

@@ -86,6 +86,9 @@ async def search(desk: Desk, caller: Caller, body: SearchIn, request_id: str) ->
             for question in questions
         )
         results = await asyncio.gather(*finding)
+    for result in results:
+        desk.metrics.stages(result.timings_ms)
+        desk.tracing.stages(result.laps, collection=collection, k=body.top_k)
     return {
         "results": [
             {

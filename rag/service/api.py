@@ -18,6 +18,7 @@ from rag.service.errors import answer_errors
 from rag.service.openapi import describe_filters
 from rag.service.routes import collections, documents, feedback, health, openai, query, search
 from rag.service.routes.mcp import router as mcp_router
+from rag.service.tracing import Tracing
 
 if TYPE_CHECKING:
     from rag.settings import Settings
@@ -33,10 +34,11 @@ def create(settings: Settings) -> FastAPI:
     """The application of one process; it opens what it needs when it starts."""
     service = settings.service
     logs.configure(service.log_level, texts=service.log_texts)
+    tracing = Tracing.of_environment()
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        desk = api.state.desk = Desk(App(settings, logs.say))
+        desk = api.state.desk = Desk(App(settings, logs.say), tracing)
         await desk.start()
         try:
             async with mcp.running(api):
@@ -49,7 +51,7 @@ def create(settings: Settings) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        telemetry={"metrics": False, "logs": False},
+        telemetry=tracing.fastapi,
     )
     answer_errors(api)
     describe_filters(api)

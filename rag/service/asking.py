@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rag.service.finding import Finder
     from rag.service.memo import Memo
     from rag.service.metrics import Metrics
+    from rag.service.tracing import Tracing
 
 Json: TypeAlias = dict[str, Any]
 
@@ -58,6 +59,7 @@ class Asking:
         finder: Finder,
         admission: Admission,
         metrics: Metrics,
+        tracing: Tracing,
         memo: Memo,
         remember: Callable[[Asked, Json], None],
     ) -> None:
@@ -67,6 +69,7 @@ class Asking:
         self._finder = finder
         self._admission = admission
         self._metrics = metrics
+        self._tracing = tracing
         self._memo = memo
         self._remember = remember
         # What shapes an answer and is the same for every request. Secrets come masked.
@@ -142,6 +145,13 @@ class Asking:
                     yield event
         if isinstance(event, Done):
             self._metrics.answered(event.answer)
+            self._tracing.stages(
+                event.laps,
+                collection=asked.collection,
+                k=asked.k,
+                embedder=opened.info.embedder.model if opened.info.embedder else "",
+                answer=event.answer,
+            )
 
     def _key(self, asked: Asked, opened: Opened) -> str | None:
         """What this answer is kept under; None where it must not be kept."""

@@ -25,6 +25,7 @@ from rag.service.limits import RateLimits
 from rag.service.memo import Memo
 from rag.service.metrics import Metrics
 from rag.service.oidc import Oidc
+from rag.service.tracing import Tracing
 from rag.service.uploads import Uploads
 from rag.service.worker import Worker
 
@@ -38,8 +39,9 @@ _THREADS = 32  # stores, embedders and files; more would only take turns at the 
 class Desk:
     """Made in a running event loop, by one application; `aclose` ends what it began."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, tracing: Tracing | None = None) -> None:
         self.app = app
+        self.tracing = tracing or Tracing()
         settings = app.settings
         self.settings = settings.service
         folder = settings.data_dir / "service"
@@ -69,6 +71,7 @@ class Desk:
             self.settings.store_reset_s,
             cache.CachedQueries(self.cache),
             reranks=settings.rerank.kind != "none",
+            count=self.metrics.cached,
         )
         self.answers = Answers(folder)
         self.feedback = Feedback(folder)
@@ -82,6 +85,7 @@ class Desk:
             self.finder,
             self.admission,
             self.metrics,
+            self.tracing,
             Memo(self.cache),
             self._remember,
         )
@@ -119,6 +123,7 @@ class Desk:
                 "cache": lambda: self.cache.state,
             }
         )
+        self.metrics.jobs(lambda: {"queued": self.jobs.queued()})
         self._worker.start()
 
     async def aclose(self) -> None:
@@ -127,7 +132,7 @@ class Desk:
         await self.collections.aclose()
         await self.cache.aclose()
         await self.limits.close()
-        for part in (self.answers, self.feedback, self.jobs, self.keys, self.metrics):
+        for part in (self.answers, self.feedback, self.jobs, self.keys, self.metrics, self.tracing):
             await asyncio.to_thread(part.close)
         await asyncio.to_thread(self.app.close)
 

@@ -17,6 +17,7 @@ from rag.errors import Forbidden, RequestRefused, TooLarge
 from rag.service import logs
 from rag.service.errors import problem, unexpected
 from rag.service.replies import json_response
+from rag.service.tracing import trace_id
 
 if TYPE_CHECKING:
     from rag.service.desk import Desk
@@ -63,7 +64,7 @@ class Envelope:
                 message["headers"] = headers.raw
             await send(message)
 
-        with logs.request(state["id"]):
+        with logs.request(state["id"], **_traced()):
             try:
                 if refused := self._refused(scope):
                     reply = json_response(problem(refused, state["id"]), refused.http_status)
@@ -131,6 +132,11 @@ def _limited(receive: Receive, most: int) -> Receive:
         return message
 
     return counted
+
+
+def _traced() -> dict[str, str]:
+    known = trace_id()
+    return {"trace_id": known} if known else {}
 
 
 _TOLD: Sequence[str] = ("caller", "collection", "failure", "cached", "degraded")

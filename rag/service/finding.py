@@ -7,8 +7,7 @@ searched in one.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +17,7 @@ import numpy as np
 from rag.breaker import Breaker
 from rag.errors import StoreUnavailable
 from rag.filters import Filter
+from rag.laps import Laps
 from rag.protocols import Embedder
 from rag.retrieve import Retrieved, Retriever, SearchOptions, check_question
 from rag.service.batching import Batcher
@@ -50,12 +50,20 @@ class Finder:
     """Finds the passages of requests, in batches. Belongs to one event loop."""
 
     def __init__(
-        self, failures: int, reset_s: float, queries: CachedQueries | None, *, reranks: bool
+        self,
+        failures: int,
+        reset_s: float,
+        queries: CachedQueries,
+        *,
+        reranks: bool,
+        count: Callable[[str, str], None] = lambda _cache, _result: None,
     ) -> None:
         """After `failures` in a row the store or the embedder is left alone for `reset_s` seconds.
 
         With `reranks`, searches that rerank go alone: a reranker reads question by question.
+        `count` is told "vectors" and whether the cache had one: "hit", "miss" or "down".
         """
+        self._count = count
         self._queries = queries
         self._reranks = reranks
         self.store_breaker = Breaker(failures, reset_s, error=StoreUnavailable)
@@ -79,11 +87,11 @@ class Finder:
     ) -> Retrieved:
         """As `Retriever.search`. Raises InputError, StoreUnavailable, ModelError."""
         check_question(question)
-        started = time.perf_counter()
+        laps = Laps()
         vector, degraded = None, False
         if options.mode != "keyword":
             vector, degraded = await self._vector(retriever.embedder, question)
-        embedded = round((time.perf_counter() - started) * 1000, 2)
+        laps.lap("embed")
         sought = Sought(question, vector, k, where, options)
         if self._reranks and options.rerank:
             search = partial(self._search_alike, retriever)
@@ -97,7 +105,8 @@ class Finder:
         return replace(
             found,
             degraded=[*found.degraded, *(["cache"] if degraded else [])],
-            timings_ms={**found.timings_ms, "embed": embedded},
+            timings_ms=found.timings_ms | laps.timings_ms,
+            laps=[*laps.laps, *found.laps],
         )
 
     async def _vector(self, embedder: Embedder, question: str) -> tuple[Vector, bool]:
@@ -105,9 +114,16 @@ class Finder:
         batcher = self._embedding.get(embedder)
         if batcher is None:
             batcher = self._embedding[embedder] = Batcher(partial(self._embed, embedder))
-        if self._queries is None:
-            return await batcher(question), False
-        return await self._queries.vector(embedder.fingerprint, question, batcher)
+        kept = True
+
+        async def embed(text: str) -> Vector:
+            nonlocal kept
+            kept = False
+            return await batcher(text)
+
+        vector, down = await self._queries.vector(embedder.fingerprint, question, embed)
+        self._count("vectors", "down" if down else "hit" if kept else "miss")
+        return vector, down
 
     def _embed(self, embedder: Embedder, texts: Sequence[str]) -> Sequence[Vector]:
         with self.embedder_breaker.calling():

@@ -62,7 +62,8 @@ def configure(level: str = "info", *, texts: bool = False, stream: TextIO | None
     logging.root.handlers[:] = [_Forward()]
     logging.root.setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "rag"):
+    logging.getLogger("uvicorn.access").disabled = True  # `access` has the line
+    for name in ("uvicorn", "uvicorn.error", "rag"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True

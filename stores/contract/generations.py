@@ -73,12 +73,10 @@ class GenerationTests(ContractSetting):
         self._written(backend, spec).close()
         with closing(backend.open(spec.name)) as writer:
             writer.delete(ids=[library()[0].id])
-            for refused in (
-                lambda: writer.upsert([chunk(1)], random_vectors(1, dim=3)),
-                lambda: writer.annotate({"no name": "text"}),
-            ):
-                with pytest.raises((DimensionMismatch, InputError)):
-                    refused()
+            with pytest.raises(DimensionMismatch):
+                writer.upsert([chunk(1)], random_vectors(1, dim=3))
+            with pytest.raises(InputError):
+                writer.annotate({"no name": "text"})
         with closing(backend.open(spec.name)) as reader:
             assert isinstance(told(reader), str)
 

@@ -43,6 +43,12 @@ async def test_nobody_gets_in_without_a_key_unless_none_is_required(keys: Keys) 
     assert await Authentication(keys, None, required=False).caller(None, None) is ANYONE
 
 
+async def test_where_there_are_no_keys_any_is_as_good_as_none(keys: Keys) -> None:
+    assert await Authentication(keys, None, required=False).caller("Bearer unused", None) is ANYONE
+    with pytest.raises(Unauthenticated):
+        await Authentication(keys, None, required=True).caller("Bearer unused", None)
+
+
 @pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize(
     "headers",
@@ -61,6 +67,7 @@ async def test_nobody_gets_in_without_a_key_unless_none_is_required(keys: Keys) 
 async def test_something_wrong_is_refused_even_where_nothing_is_required(
     keys: Keys, headers: tuple[str | None, str | None], required: bool
 ) -> None:
+    keys.create("shop")
     with pytest.raises(Unauthenticated) as raised:
         await Authentication(keys, None, required).caller(*headers)
     assert raised.value.hint

@@ -332,8 +332,10 @@ def test_a_stream_that_is_closed_makes_room_for_the_next(stuck: Service) -> None
 
 
 def test_what_fails_in_a_stream_is_raised_by_the_sdk(stuck: Service) -> None:
-    with sdk(stuck, retries=3) as client:  # the test before may hold the only place for a moment
-        with pytest.raises(openai.APIError, match="no answer within 5 s") as caught:
-            streamed(client, QUESTION)
+    with (
+        sdk(stuck, retries=3) as client,  # the test before may hold the only place for a moment
+        pytest.raises(openai.APIError, match="no answer within 5 s") as caught,
+    ):
+        streamed(client, QUESTION)
     assert caught.value.code == "overloaded"
     assert not isinstance(caught.value, openai.APIStatusError)  # it came within the stream

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,41 @@ def test_a_write_that_fails_leaves_no_generation(
     store.upsert([chunk(1)], random_vectors(1))
     store.close()
     assert store.generation() not in {known, None}
+
+
+def test_what_a_writer_does_in_the_middle_of_anothers_write_hides_it_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = KeywordBackend(Foreign(), tmp_path)
+    first, second, reader = backend.create(SPEC), backend.open(SPEC.name), backend.open(SPEC.name)
+    plain, told = MemoryStore.upsert, []
+
+    def during_firsts_write(*others: Callable[[], None]) -> None:
+        def upsert(*arguments: Any) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(MemoryStore, "upsert", plain)
+                for other in others:
+                    other()
+            told.append(reader.generation())
+            plain(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryStore, "upsert", upsert)
+            first.upsert([chunk(1)], random_vectors(1))
+        told.append(reader.generation())
+
+    def write() -> None:
+        second.upsert([chunk(2)], random_vectors(1))
+
+    first.upsert([chunk(0)], random_vectors(1))
+    write()
+    during_firsts_write(second.close)
+    assert told == [None, None]
+    during_firsts_write(write, second.close)
+    assert told[2] is not None
+    assert told[3] is None
+    first.close()
+    assert reader.generation() not in told
 
 
 def test_what_others_wrote_to_the_store_is_found(backend: KeywordBackend, tmp_path: Path) -> None:
