@@ -19,7 +19,7 @@ TORCH ?= torch==2.13.0
 
 # Every store and adapter, their test suites, and the checkers.
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet --editable ".[local,stores,langchain,haystack,eval]" --group dev
+	$(BIN)/pip install --quiet --editable ".[local,stores,langchain,haystack,eval,mcp,oidc]" --group dev
 	touch $@
 
 # Its own data folder, so that a demonstration leaves no trace in yours.

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_the_settings_shown_are_settings(tmp_path: Path) -> None:
     (tmp_path / "rag.toml").write_text(shown, "utf-8")
     loaded = load({}, tmp_path / "rag.toml")
     assert loaded.settings.embedder.model == "intfloat/multilingual-e5-small"
+
+
+def test_the_settings_of_the_service_are_all_shown_with_their_defaults(tmp_path: Path) -> None:
+    shown = (ROOT / "docs" / "service.md").read_text("utf-8").split("```toml\n")[1].split("```")[0]
+    (tmp_path / "rag.toml").write_text(shown, "utf-8")
+    loaded, default = load({}, tmp_path / "rag.toml").settings, load({}).settings
+    written = tomllib.loads(shown)
+    for name in ("service", "cache", "oidc"):
+        section = getattr(default, name)
+        assert getattr(loaded, name) == section
+        assert set(written[name]) == set(type(section).model_fields)
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

@@ -1,0 +1,202 @@
+"""Documents that come and go while a service answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from commands import rag
+from documents import ended, sources, taken_in, upload
+from http_client import client, problem
+from service import SAMPLE, Service, sample_data, service
+
+PDF = SAMPLE / "manuals" / "hx-220-installation-manual.pdf"
+# What no document of the sample says.
+LIGHTHOUSE = "Who keeps the lamp of the Skerravoe lighthouse burning?"
+KEEPER = "The keeper of the Skerravoe lighthouse is {}, who keeps its lamp burning every night."
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(sample_data(tmp_path_factory.mktemp("service") / "data")) as started:
+        yield started
+        assert "unexpected" not in started.stderr, started.stderr[-5000:]
+
+
+@pytest.fixture
+def api(running: Service) -> Iterator[httpx2.Client]:
+    with client(running.url) as opened:
+        yield opened
+
+
+def asked(api: httpx2.Client, question: str, collection: str = "default", **more: Any) -> Any:
+    reply = api.post("/query", json={"question": question, "collection": collection, **more})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def cited(answer: Any) -> set[str]:
+    return {citation["source"] for citation in answer["citations"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "question", "said"),
+    [
+        (
+            "lighthouse.txt",
+            KEEPER.format("Morag Tulloch"),
+            LIGHTHOUSE,
+            "Morag Tulloch",
+        ),
+        (
+            "ferry.md",
+            "# Ferry timetable\n\nThe ferry to Papa Skerry sails at 06:40 on weekdays.\n",
+            "When does the ferry to Papa Skerry sail?",
+            "06:40",
+        ),
+        ("hx-220.pdf", PDF, "Which tools are needed to install the HX-220?", ""),
+        (
+            "年度 报告 (终稿).txt",
+            "鸬鹚灯塔的看守人是王小明，他每晚点亮灯塔。",
+            "鸬鹚灯塔的看守人是谁？",
+            "王小明",
+        ),
+    ],
+    ids=["txt", "md", "pdf", "chinese"],
+)
+def test_an_upload_is_listed_and_cited_under_its_name(
+    api: httpx2.Client, name: str, data: str | Path, question: str, said: str
+) -> None:
+    job = upload(api, name, data, collection="uploads", metadata='{"team": "ops"}')
+    assert job["kind"] == "ingest" and job["collection"] == "uploads"
+    job = ended(api, job)
+    assert (job["state"], job["stage"], job["error"]) == ("done", "ended", "")
+    assert job["files"] == 1 and job["chunks"] == job["report"]["chunks"]["new"] >= 1
+    source = f"upload/{name}"
+    assert job["source"] == source
+    assert source in sources(api, "uploads")
+    record = api.get(f"/documents/{job['document_id']}", params={"collection": "uploads"}).json()
+    assert (record["source"], record["chunks"]) == (source, job["chunks"])
+    answer = asked(api, question, "uploads", where={"team": "ops"})
+    assert source in cited(answer) and said in answer["answer"]
+    assert asked(api, question, "uploads", where={"team": "hr"})["citations"] == []
+
+
+def test_the_same_name_again_replaces_the_document(api: httpx2.Client) -> None:
+    first = taken_in(api, "keeper.txt", KEEPER.format("Morag Tulloch"), collection="replaced")
+    assert "Morag" in asked(api, LIGHTHOUSE, "replaced")["answer"]
+    second = taken_in(api, "keeper.txt", KEEPER.format("Hamish Rendall"), collection="replaced")
+    assert second["document_id"] == first["document_id"]
+    answer = asked(api, LIGHTHOUSE, "replaced")
+    assert "Hamish" in answer["answer"] and "Morag" not in answer["answer"]
+    assert not answer["cached"]
+    assert sources(api, "replaced") == ["upload/keeper.txt"]
+    body = {"question": "Morag Tulloch", "collection": "replaced"}
+    hits = api.post("/search", json=body).json()["results"][0]["hits"]
+    assert not any("Morag" in hit["text"] for hit in hits)
+
+
+def test_a_deleted_document_is_in_no_answer_from_then_on(api: httpx2.Client) -> None:
+    job = taken_in(api, "gone.txt", KEEPER.format("Morag Tulloch"))
+    assert "upload/gone.txt" in cited(asked(api, LIGHTHOUSE))
+    assert asked(api, LIGHTHOUSE)["cached"]
+    reply = api.delete(f"/documents/{job['document_id']}")
+    assert (reply.status_code, reply.json()["state"]) == (200, "done"), reply.text
+    answer = asked(api, LIGHTHOUSE)
+    assert not answer["cached"]
+    assert "upload/gone.txt" not in cited(answer) and "Morag" not in answer["answer"]
+    assert "upload/gone.txt" not in sources(api)
+    problem(api.get(f"/documents/{job['document_id']}"), 404, "unknown_document")
+    problem(api.delete(f"/documents/{job['document_id']}"), 404, "unknown_document")
+
+
+def test_a_deleted_document_can_come_back(api: httpx2.Client) -> None:
+    for keeper in ("Morag Tulloch", "Hamish Rendall"):
+        job = taken_in(api, "back.txt", KEEPER.format(keeper), collection="back")
+        assert keeper in asked(api, LIGHTHOUSE, "back")["answer"]
+        path = f"/documents/{job['document_id']}"
+        assert api.delete(path, params={"collection": "back"}).status_code == 200
+        assert sources(api, "back") == []
+
+
+def test_what_another_process_ingests_is_seen_at_once(
+    running: Service, api: httpx2.Client, tmp_path: Path
+) -> None:
+    before = asked(api, "Where is the harbour master's office?")
+    assert asked(api, "Where is the harbour master's office?")["cached"]
+    note = tmp_path / "harbour.txt"
+    note.write_text("The harbour master's office is in the old net loft on Pier Road.")
+    done = rag("--data-dir", running.data_dir, "ingest", note)
+    assert done.status == 0, done.err
+    after = asked(api, "Where is the harbour master's office?")
+    assert not after["cached"] and "net loft" in after["answer"]
+    assert after["collection_generation"] != before["collection_generation"]
+    gone = rag("--data-dir", running.data_dir, "documents", "delete", str(note), "--yes")
+    assert gone.status == 0, gone.err
+    assert "net loft" not in asked(api, "Where is the harbour master's office?")["answer"]
+
+
+def test_an_unreadable_file_fails_in_one_line_and_the_older_version_stays(
+    api: httpx2.Client,
+) -> None:
+    taken_in(api, "hx.pdf", PDF, collection="unreadable")
+    question = "Which tools are needed to install the HX-220?"
+    before = asked(api, question, "unreadable")
+    broken = b"%PDF-1.7\n" + b"this is no PDF at all\n" * 50
+    job = ended(api, upload(api, "hx.pdf", broken, collection="unreadable"))
+    assert job["state"] == "failed"
+    assert job["error"] and "\n" not in job["error"] and "Traceback" not in job["error"]
+    assert "/new/" not in job["error"]
+    after = asked(api, question, "unreadable")
+    assert after["citations"] == before["citations"] != []
+    assert sources(api, "unreadable") == ["upload/hx.pdf"]
+
+
+def test_an_upload_makes_a_collection_that_is_not_there(api: httpx2.Client) -> None:
+    body = {"question": LIGHTHOUSE, "collection": "brand-new"}
+    problem(api.post("/query", json=body), 404, "unknown_collection")
+    assert "brand-new" not in api.get("/collections").json()["collections"]
+    taken_in(api, "keeper.txt", KEEPER.format("Morag Tulloch"), collection="brand-new")
+    assert "brand-new" in api.get("/collections").json()["collections"]
+    found = api.get("/collections/brand-new").json()
+    assert found["chunks"] == 1 and found["embedder"] == "all-MiniLM-L6-v2"
+    assert "Morag" in asked(api, LIGHTHOUSE, "brand-new")["answer"]
+
+
+def test_a_collection_may_be_re_embedded_or_made_anew_meanwhile(
+    running: Service, api: httpx2.Client, tmp_path: Path
+) -> None:
+    def run(*arguments: str | Path) -> None:
+        done = rag("--data-dir", running.data_dir, *arguments)
+        assert done.status == 0, done.err
+
+    taken_in(api, "keeper.txt", KEEPER.format("Morag Tulloch"), collection="swapped")
+    first = asked(api, LIGHTHOUSE, "swapped")
+    run("collections", "reembed", "swapped", "--model", "all-MiniLM-L6-v2")
+    second = asked(api, LIGHTHOUSE, "swapped")
+    assert second["answer"] == first["answer"] and not second["cached"]
+    run("collections", "delete", "swapped", "--yes")
+    body = {"question": LIGHTHOUSE, "collection": "swapped"}
+    problem(api.post("/query", json=body), 404, "unknown_collection")
+    note = tmp_path / "keeper.txt"
+    note.write_text(KEEPER.format("Hamish Rendall"))
+    run("ingest", "--collection", "swapped", note)
+    third = asked(api, LIGHTHOUSE, "swapped")
+    assert "Hamish" in third["answer"] and not third["cached"]
+    taken_in(api, "second.txt", "The lamp burns oil.", collection="swapped")
+    assert len(sources(api, "swapped")) == 2
+
+
+def test_an_acknowledged_upload_outlives_a_crash(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    names = [f"keeper-{n}.txt" for n in range(4)]
+    with service(data_dir, until="/health/live") as running, client(running.url) as api:
+        jobs = [upload(api, name, KEEPER.format(name)) for name in names]
+        running.kill()
+    with service(data_dir) as running, client(running.url) as api:
+        assert [ended(api, job)["state"] for job in jobs] == ["done"] * len(jobs)
+        assert sources(api) == [f"upload/{name}" for name in names]
+        assert "upload/keeper-0.txt" in cited(asked(api, LIGHTHOUSE))
