@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -20,34 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
+# The script's own folder would make `stores` the script beside this one.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from made_up import fill
+
 from rag.app import App
 from rag.settings import load
-from rag.types import Chunk, CollectionSpec
-
-WORDS = (
-    "harbour pump valve filter oyster salinity probe battery cabinet torque warranty invoice "
-    "service depot engineer calibration firmware release sensor record customer policy travel"
-).split()
-
-
-def fill(data_dir: Path, models_dir: Path, count: int) -> None:
-    """A collection of `count` chunks of about 40 words, 5 to a document."""
-    app = App(load({"data_dir": data_dir, "models_dir": models_dir}).settings)
-    embedder = app.embedder()
-    store = app.backend.create(
-        CollectionSpec("default", embedder.fingerprint.dim, embedder=embedder.fingerprint)
-    )
-    draw = random.Random(0)
-    sentences = [" ".join(draw.choices(WORDS, k=10)).capitalize() + "." for _ in range(400)]
-    for start in range(0, count, 1000):
-        numbers = range(start, min(start + 1000, count))
-        texts = [" ".join(draw.choices(sentences, k=4)) for _ in numbers]
-        chunks = [
-            Chunk(f"c{n}", f"d{n // 5}", "v", n % 5, text, f"/docs/{n // 5}.txt", f"Document {n}")
-            for n, text in zip(numbers, texts, strict=True)
-        ]
-        store.upsert(chunks, embedder.embed_documents(texts))
-    store.close()
 
 
 def timed(command: list[str], runs: int, environment: dict[str, str]) -> tuple[list[float], str]:
@@ -71,7 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     models_dir = load({}).settings.models_dir
     with tempfile.TemporaryDirectory() as scratch:
-        fill(Path(scratch), models_dir, arguments.chunks)
+        app = App(load({"data_dir": scratch, "models_dir": models_dir}).settings)
+        fill(app, arguments.chunks)
+        app.close()
         environment = {**os.environ, "RAG_DATA_DIR": scratch, "RAG_MODELS_DIR": str(models_dir)}
         command = [sys.executable, "-m", "rag.cli"]
         question = "Which torque does the pump valve need?"

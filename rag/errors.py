@@ -26,6 +26,7 @@
        |- Forbidden               the key does not allow this
        |- NotFound                no such job, answer or page
        |- TooLarge                the body or the file is over the limit
+       |- TooSlow                 the request did not come in time
        |- TooManyRequests         the limit of rate is used up
        `- Overloaded              too much at a time, or too late
 
@@ -196,6 +197,12 @@ class TooLarge(RequestRefused):
     """The body or the file is over the limit."""
 
     http_status = 413
+
+
+class TooSlow(RequestRefused):
+    """The request did not come in time, or its reply was not read in time."""
+
+    http_status = 408
 
 
 class TooManyRequests(RequestRefused):

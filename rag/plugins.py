@@ -125,7 +125,8 @@ def require(extra: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingExtra(
-            f"this needs {' and '.join(missing)}", f"install it with: pip install 'ragline[{extra}]'"
+            f"this needs {' and '.join(missing)}",
+            f"install it with: pip install 'ragline[{extra}]'",
         )
 
 

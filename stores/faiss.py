@@ -173,7 +173,7 @@ class FaissStore:
     def _in_tail(self, tail: Numbers, vectors: Vectors, queries: Vectors, n: int) -> list[Pairs]:
         l2 = self.spec.metric == "l2"
         measure = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
-        with threads_for(*queries.shape, len(tail)):
+        with threads_for(queries, len(tail)):
             found, rows = faiss.knn(queries, vectors, min(n, len(tail)), metric=measure)
         return _pairs(-found if l2 else found, tail[rows])
 

@@ -230,7 +230,7 @@ class VectorIndex:
         else:
             parameters = selector and faiss.SearchParameters(sel=selector)
             looked_at = len(self.numbers)
-        with threads_for(*queries.shape, looked_at):
+        with threads_for(queries, looked_at):
             return self._inner.search(queries, n, params=parameters)
 
     def _search_all(self, queries: Vectors, n: int, selector: Any) -> Any:
@@ -242,7 +242,7 @@ class VectorIndex:
             index = faiss.downcast_index(
                 self._inner.storage if self.kind == "HNSW" else self._inner
             )
-        with threads_for(*queries.shape, len(self.numbers)):
+        with threads_for(queries, len(self.numbers)):
             return index.search(queries, n, params=parameters)
 
 

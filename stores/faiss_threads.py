@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import faiss
+
+if TYPE_CHECKING:
+    from rag.types import Vectors
 
 # Products of two numbers; one core computes as many in about 20 ms.
 _WORTH_THREADS = 100_000_000
 
 
 @contextmanager
-def threads_for(queries: int, dim: int, vectors: int) -> Iterator[None]:
-    """Inside, this thread searches alone if only so many vectors are compared with so few."""
-    if queries * vectors * dim >= _WORTH_THREADS:
+def threads_for(queries: Vectors, vectors: int) -> Iterator[None]:
+    """Inside, this thread searches alone unless there is much to compare."""
+    if queries.size * vectors >= _WORTH_THREADS:
         yield
         return
     usual = faiss.omp_get_max_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag.errors import Forbidden, RequestRefused, TooLarge
+from rag.errors import Forbidden, RequestRefused, TooLarge, TooSlow
 from rag.service import logs
 from rag.service.errors import problem, unexpected
 from rag.service.replies import json_response
@@ -30,6 +31,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 UPLOADS = "/documents"
+_GRACE_S = 5.0
 _FORM = 2**16  # bytes of a form besides its file
 # The pages at /docs load their script from elsewhere.
 _PAGES = ("/docs", "/redoc")
@@ -70,7 +72,15 @@ class Envelope:
                     reply = json_response(problem(refused, state["id"]), refused.http_status)
                     return await reply(scope, receive, send_with_headers)
                 limited = _limited(receive, self._most_bytes(scope))
-                await self._app(scope, limited, send_with_headers)
+                # Routes keep the deadline themselves; this is for what waits on the client.
+                async with asyncio.timeout(self._desk(scope).settings.deadline_s + _GRACE_S):
+                    await self._app(scope, limited, send_with_headers)
+            except TimeoutError:
+                state["failure"] = "too_slow"
+                if not status:
+                    slow = TooSlow("the request was not done in time", "send it faster, or anew")
+                    reply = json_response(problem(slow, state["id"]), slow.http_status)
+                    await reply(scope, receive, send_with_headers)
             except Exception:
                 logs.failed()
                 if status:  # half a reply is out: the connection closes
@@ -79,8 +89,12 @@ class Envelope:
             finally:
                 self._tell(scope, status, time.perf_counter() - started)
 
+    def _desk(self, scope: Scope) -> Desk:
+        desk: Desk = scope["app"].state.desk
+        return desk
+
     def _most_bytes(self, scope: Scope) -> int:
-        settings = scope["app"].state.desk.settings
+        settings = self._desk(scope).settings
         if scope["path"] == UPLOADS:
             return int(settings.max_upload_mb * 2**20 + _FORM)
         return int(settings.max_body_kb * 2**10)
@@ -98,7 +112,7 @@ class Envelope:
         Without keys, the address is all that keeps others out; a page of another site could have
         the browser of someone on this machine ask for it, under its own name or a foreign one.
         """
-        desk: Desk = scope["app"].state.desk
+        desk = self._desk(scope)
         if desk.guarded or not desk.on_loopback:
             return None
         headers = Headers(scope=scope)
@@ -115,7 +129,7 @@ class Envelope:
         if isinstance(state, State):
             state = state._state
         known = {name: state[name] for name in _TOLD if name in state}
-        scope["app"].state.desk.metrics.request(route, scope["method"], status, seconds)
+        self._desk(scope).metrics.request(route, scope["method"], status, seconds)
         logs.access(scope["method"], route, status, seconds * 1000, **known)
 
 

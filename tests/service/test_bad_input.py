@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -120,6 +122,17 @@ def test_a_body_over_the_limit(api: httpx2.Client) -> None:
 
     headers = {"Content-Type": "application/json"}
     problem(api.post("/query", content=endless(), headers=headers), 413, "too_large")
+
+
+def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
+    data = sample_data(tmp_path / "data")
+    with service(data, settings={"service.deadline_s": 0.1}) as running:
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname or "", address.port or 0)) as slow:
+            slow.settimeout(30)
+            head = f"POST /query HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100\r\n\r\n"
+            slow.sendall(head.encode() + b"{")
+            assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_too_many_questions_at_once(api: httpx2.Client) -> None:

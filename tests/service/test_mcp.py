@@ -21,7 +21,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 from servers import RawServer, Reply, answer, stream, wait_until
-from service import Service, new_key, sample_data, service
+from service import Service, ingest, new_key, sample_data, service
 
 Mode = Literal["auto", "legacy"]
 MODES: tuple[Mode, ...] = ("auto", "legacy")  # with and without the handshake of older clients
@@ -39,14 +39,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that asks for keys. Its collection `notes` is of two tenants."""
     folder = tmp_path_factory.mktemp("guarded")
     data = sample_data(folder / "data")
+    notes = folder / "notes"
+    notes.mkdir()
     for tenant, colour in (("acme", "green"), ("other", "crimson")):
-        note = folder / f"{tenant}.md"
-        note.write_text(f"# Note\n\nThe lighthouse of Port Ellory is painted {colour}.\n", "utf-8")
-        done = rag(
-            *("--data-dir", data, "ingest", note, "--collection", "notes"),
-            *("--metadata", f"tenant={tenant}"),
-        )
-        assert done.status == 0, done.err
+        text = f"---\ntenant: {tenant}\n---\nThe lighthouse of Port Ellory is painted {colour}.\n"
+        (notes / f"{tenant}.md").write_text(text, "utf-8")
+    ingest(data, notes, "--collection", "notes")
     new_key(data)
     with service(data) as started:
         yield started

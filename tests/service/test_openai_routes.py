@@ -9,11 +9,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from commands import rag
 from http_client import OFF_TOPIC, QUESTION
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from servers import RawServer, Reply, answer, stream, wait_until
-from service import Service, new_key, sample_data, service
+from service import Service, ingest, new_key, sample_data, service
 
 PATH = "/v1/chat/completions"
 
@@ -197,7 +196,7 @@ def test_a_collection_that_is_called_like_the_default_goes_before_it(tmp_path: P
     data = sample_data(tmp_path / "data")
     note = tmp_path / "note.md"
     note.write_text("# Note\n\nThe balance charge of E-22 is named Aurora.\n", "utf-8")
-    assert rag("--data-dir", data, "ingest", note, "--collection", "notes").status == 0
+    ingest(data, note, "--collection", "notes")
     with service(data, settings={"collection": "notes"}) as running, sdk(running) as client:
         assert asked(client, model="rag").model == "notes"
         assert asked(client, model="default").model == "default"
@@ -216,12 +215,7 @@ def test_a_key_opens_its_collections_and_its_tenant_only(tmp_path: Path) -> None
     data = sample_data(tmp_path / "data")
     note = tmp_path / "note.md"
     note.write_text("# Note\n\nThe lighthouse of Port Ellory is painted green.\n", "utf-8")
-    for tenant in ("acme", "other"):
-        done = rag(
-            *("--data-dir", data, "ingest", note, "--collection", "notes"),
-            *("--metadata", f"tenant={tenant}"),
-        )
-        assert done.status == 0, done.err
+    ingest(data, note, "--collection", "notes", "--metadata", "tenant=other")
     acme = '{"tenant": "acme"}'
     keys = [
         new_key(data, "--collection", "notes"),
@@ -241,7 +235,7 @@ def test_a_key_opens_its_collections_and_its_tenant_only(tmp_path: Path) -> None
                     asked(client, model=model)
             with pytest.raises(openai.PermissionDeniedError):
                 client.models.retrieve("default")
-        with sdk(running, keys[1]) as client:  # the note is of the other tenant by now
+        with sdk(running, keys[1]) as client:  # the note is another tenant's
             assert extra(asked(client, question, model="notes"), "rag")["abstained"]
 
 

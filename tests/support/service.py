@@ -142,6 +142,12 @@ def sample_data(data_dir: Path) -> Path:
     return data_dir
 
 
+def ingest(data_dir: Path, path: Path, *options: str) -> None:
+    """Take in a file or a folder; `options` are those of `rag ingest`."""
+    done = rag("--data-dir", data_dir, "ingest", path, *options, **_environment())
+    assert done.status == 0, done.err
+
+
 def new_key(data_dir: Path, *options: str) -> str:
     """A key as applications present it; `options` are those of `rag keys create`."""
     made = rag("--data-dir", data_dir, "keys", "create", "test", *options)
@@ -161,6 +167,5 @@ def _ingested() -> Path:
     folder = tempfile.mkdtemp(prefix="rag-sample-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data_dir = Path(folder) / "data"
-    done = rag("--data-dir", data_dir, "ingest", SAMPLE, **_environment())
-    assert done.status == 0, done.err
+    ingest(data_dir, SAMPLE)
     return data_dir
