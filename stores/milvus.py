@@ -104,6 +104,7 @@ class MilvusBackend:
     def open(self, name: str) -> MilvusStore:
         live = self._live(name)
         collection = Collection(self._milvus, name, live.own_name, self._consistency)
+        collection.properties()  # from now on a change of them is noticed
         collection.flush()  # what Lite recovers after a crash is in no segment yet
         return MilvusStore(collection, live, ef=self._ef, nprobe=self._nprobe)
 

@@ -131,7 +131,7 @@ class Collection:
     def properties(self) -> Mapping[str, str]:
         """What is kept with the collection, by name.
 
-        Reads wait for what others had written by then, if they have changed it: it tells of that.
+        If others have changed it since the last time, the next read waits for what they wrote.
         """
         found: Mapping[str, str] = dict(self._call("describe_collection")["properties"])
         if found != self._seen.properties:
@@ -143,6 +143,7 @@ class Collection:
         """Keep a text with the collection; the other properties stay."""
         with self._writing():
             self._call("alter_collection_properties", {name: value})
+            self._seen.properties = {**self._seen.properties, name: value}
 
     def flush(self) -> None:
         """Lite: put what was written into a segment with an index."""

@@ -209,9 +209,7 @@ class PineconeStore:
     def _chunks_matching(self, where: Filter) -> Iterator[Chunk]:
         """Without their texts."""
         for page in self._matching(to_filter(where), None):
-            for chunk in (to_chunk(body, "") for body in page.values()):
-                if matches(where, chunk.fields()):
-                    yield chunk
+            yield from (to_chunk(body, "") for body in page.values())
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         waiting: list[str] = []

@@ -10,7 +10,6 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from rag.errors import Unauthenticated
 from rag.service.callers import ANYONE, Caller, Scope
 from rag.service.desk import Desk
-from rag.service.oidc import is_token
 
 _bearer = HTTPBearer(auto_error=False, description="An API key (`rag keys create`), or a JWT.")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
@@ -25,13 +24,8 @@ def desk_of(request: Request) -> Desk:
 class Allowed:
     """Lets in who has the scope, as often as the limits allow."""
 
-    def __init__(self, scope: Scope, *, placeholders: bool = False) -> None:
-        """With `placeholders`, what is no key of ours counts as nothing where none is asked for.
-
-        OpenAI's clients cannot but send one. A key that was revoked is wrong everywhere.
-        """
+    def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._placeholders = placeholders
 
     async def __call__(
         self,
@@ -42,11 +36,8 @@ class Allowed:
         """The caller. Raises Unauthenticated, Forbidden, TooManyRequests."""
         desk = desk_of(request)
         address = request.client.host if request.client else ""
-        authorization = request.headers.get("authorization")
-        if self._placeholders and bearer and not desk.guarded and not _ours(bearer.credentials):
-            authorization = None
         try:
-            caller = await desk.authentication.caller(authorization, api_key)
+            caller = await desk.authentication.caller(request.headers.get("authorization"), api_key)
         except Unauthenticated:
             await desk.limits.hit(ANYONE.id, address)  # who guesses is slowed down
             raise
@@ -57,12 +48,6 @@ class Allowed:
         return caller
 
 
-def _ours(credentials: str) -> bool:
-    return credentials.startswith("rag_") or is_token(credentials)
-
-
 DeskOf: TypeAlias = Annotated[Desk, Depends(desk_of)]
 Reader: TypeAlias = Annotated[Caller, Depends(Allowed("read"))]
 Writer: TypeAlias = Annotated[Caller, Depends(Allowed("write"))]
-Client: TypeAlias = Annotated[Caller, Depends(Allowed("read", placeholders=True))]
-"""A reader who comes with OpenAI's API."""

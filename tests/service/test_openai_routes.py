@@ -203,12 +203,10 @@ def test_a_collection_that_is_called_like_the_default_goes_before_it(tmp_path: P
         assert client.models.retrieve("default").id == "default"
 
 
-def test_a_placeholder_is_no_key_but_a_wrong_key_is_wrong(running: Service) -> None:
-    wrong = f"rag_{'0' * 16}_{'a' * 43}"
-    with sdk(running, wrong) as client, pytest.raises(openai.AuthenticationError):
-        asked(client)
-    with sdk(running, "sk-anything") as client:
-        assert asked(client).choices
+def test_any_key_will_do_where_there_are_none(running: Service) -> None:
+    for key in ("EMPTY", "sk-anything"):  # the SDK cannot but send one
+        with sdk(running, key) as client:
+            assert client.models.list().data
 
 
 def test_a_key_opens_its_collections_and_its_tenant_only(tmp_path: Path) -> None:
@@ -223,8 +221,9 @@ def test_a_key_opens_its_collections_and_its_tenant_only(tmp_path: Path) -> None
     ]
     question = user("Which colour is the lighthouse of Port Ellory?")
     with service(data) as running:
-        with sdk(running, "EMPTY") as client, pytest.raises(openai.AuthenticationError):
-            asked(client)
+        for wrong in ("EMPTY", f"rag_{'0' * 16}_{'a' * 43}"):
+            with sdk(running, wrong) as client, pytest.raises(openai.AuthenticationError):
+                asked(client)
         with sdk(running, keys[0]) as client:
             assert [model.id for model in client.models.list()] == ["notes"]
             assert "green" in (
@@ -296,7 +295,7 @@ def stuck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service for one at a time, whose engine writes a few words and then nothing more."""
     reply = Reply(stream({"choices": [{"delta": {"content": "First words of it. "}}]}), "hang")
     with RawServer(Reply(answer(404, {})), paths={PATH: reply}) as engine:
-        limits = {"service.concurrency": 1, "service.queue": 0, "service.deadline_s": 5}
+        limits = {"service.concurrency": 1, "service.queue": 0, "service.deadline_s": 3}
         settings = settings_for(engine, **limits)
         data = sample_data(tmp_path_factory.mktemp("stuck") / "data")
         with service(data, settings=settings) as started:
@@ -322,14 +321,17 @@ def test_a_stream_that_is_closed_makes_room_for_the_next(stuck: Service) -> None
                 return False
             return True
 
-        wait_until(admitted, 3)  # sooner than the deadline would
+        wait_until(admitted, 2)  # sooner than the deadline would
 
 
 def test_what_fails_in_a_stream_is_raised_by_the_sdk(stuck: Service) -> None:
     with (
         sdk(stuck, retries=3) as client,  # the test before may hold the only place for a moment
-        pytest.raises(openai.APIError, match="no answer within 5 s") as caught,
+        pytest.raises(openai.APIError, match="no answer within 3 s") as caught,
     ):
         streamed(client, QUESTION)
     assert caught.value.code == "overloaded"
     assert not isinstance(caught.value, openai.APIStatusError)  # it came within the stream
+    body = {"model": "rag", "messages": [user(QUESTION)], "stream": True}
+    lines = httpx2.post(f"{stuck.url}{PATH}", json=body, timeout=60).text.strip().splitlines()
+    assert lines[-1].startswith('data: {"error":') and not any("event:" in line for line in lines)

@@ -41,6 +41,7 @@ from stores.contract import (
 from stores.contract.searching import SearchingTests
 from stores.memory import MemoryBackend
 from stores.milvus import MilvusBackend
+from stores.milvus_store import GENERATION
 
 Open = Callable[..., MilvusBackend]
 CORPUS = Path(__file__).parents[2] / "sample_corpus"
@@ -226,8 +227,17 @@ def test_a_read_waits_for_others_only_when_it_must(
     assert levels() == ["Strong", "Bounded", "Session", "Bounded"]
     store.delete(ids=[chunk(0).id])
     assert store.count() == 0
+    store.close()
+    assert store.count() == 0
+    assert levels() == ["Strong", "Bounded"]
+    another = open_milvus()._milvus
+    another("alter_collection_properties", "ragline_levels_e", {GENERATION: "of another"})
+    assert store.count() == 0
+    assert store.generation() == "of another"
+    assert [store.count(), store.count()] == [0, 0]
+    assert levels() == ["Bounded", "Strong", "Bounded"]
     assert open_milvus(consistency="Strong").open("levels").count() == 0
-    assert levels() == ["Strong", "Strong"]
+    assert levels() == ["Strong"]
 
 
 def test_long_texts_come_back_in_as_many_answers_as_are_needed(server: str) -> None:

@@ -41,11 +41,14 @@ RECORDINGS = Path(__file__).parents[1] / "recordings"
 
 
 @contextmanager
-def llama_server(kind: Literal["chat", "embeddings"]) -> Iterator[str]:
-    """The URL, without /v1, of llama.cpp's own HTTP server with SmolLM2-135M, in a process."""
+def llama_server(kind: Literal["chat", "embeddings"], port: int = 0) -> Iterator[str]:
+    """The URL, without /v1, of llama.cpp's own HTTP server with SmolLM2-135M, in a process.
+
+    It listens on a port of 127.0.0.1, by default a free one.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(smollm2()), kind],
+            [sys.executable, __file__, str(smollm2()), kind, str(port)],
             stdin=subprocess.PIPE,  # closes with this process: then the server ends too
             stdout=subprocess.PIPE,
             stderr=log,
@@ -96,7 +99,7 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.01)
 
 
-def _run_llama(path: str, kind: str) -> None:
+def _run_llama(path: str, kind: str, port: str) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -106,7 +109,7 @@ def _run_llama(path: str, kind: str) -> None:
     params.n_parallel = 1
     # One thread: more would spin at their barriers when the machine is busy with other tests.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.port = 0
+    params.port = int(port)
     params.warmup = False
     params.endpoint_slots = params.endpoint_metrics = True
     if kind == "embeddings":

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from rag.errors import RagError, UnknownCollection
-from rag.service.access import Client, DeskOf
+from rag.service.access import DeskOf, Reader
 from rag.service.answering import Events, answer, asked_by, stream
 from rag.service.callers import Caller
 from rag.service.chat import ChatIn
@@ -53,7 +53,7 @@ class ModelsOut(BaseModel):
 
 
 @router.post("/chat/completions", responses={**_STREAM, **responses(404, 502)})
-async def chat(request: Request, body: ChatIn, desk: DeskOf, caller: Client) -> Response:
+async def chat(request: Request, body: ChatIn, desk: DeskOf, caller: Reader) -> Response:
     """Answer the last question of a conversation from the documents of a collection, `model`.
 
     The prompt is that of the service: messages with the role `system` or `developer` are accepted
@@ -73,14 +73,14 @@ async def chat(request: Request, body: ChatIn, desk: DeskOf, caller: Client) -> 
 
 
 @router.get("/models", responses=responses())
-async def models(desk: DeskOf, caller: Client) -> ModelsOut:
+async def models(desk: DeskOf, caller: Reader) -> ModelsOut:
     """The collections that the caller may ask, as models."""
     names = await asyncio.to_thread(desk.app.backend.collections)
     return ModelsOut(data=[ModelOut(id=name) for name in names if caller.sees(name)])
 
 
 @router.get("/models/{model}", responses=responses(404))
-async def model(model: str, desk: DeskOf, caller: Client) -> ModelOut:
+async def model(model: str, desk: DeskOf, caller: Reader) -> ModelOut:
     """A collection as a model; `rag` is that of the settings."""
     name = desk.collection(caller, await _collection(desk, caller, model))
     if name not in await asyncio.to_thread(desk.app.backend.collections):
