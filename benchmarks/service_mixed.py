@@ -45,7 +45,7 @@ DEADLINE_S = 60
 SETTINGS = {
     "generator.max_tokens": 24,
     "generator.breaker_reset_s": 2,
-    "service.rate_limit": "50/second",
+    "service.rate_limit": "20/second",
     "service.address_limit": "",
     "service.deadline_s": DEADLINE_S,
 }
@@ -109,14 +109,13 @@ async def load(
     def going() -> bool:
         return not disturbing.done()
 
-    memory, *_ = await asyncio.gather(
-        watch(running.process.pid, going), *(tenant.live(going) for tenant in tenants)
-    )
+    watching = asyncio.create_task(watch(running.process.pid, going))
+    await asyncio.gather(*(tenant.live(going) for tenant in tenants))
     await disturbing
     for tenant, client in zip(tenants, clients, strict=True):
         await tenant.end()
         await client.aclose()
-    return memory
+    return await watching
 
 
 def lines(tally: Tally) -> Iterator[str]:

@@ -248,8 +248,7 @@ class App:
         """How to search: the settings, and above them what is asked for and not None."""
         from rag.retrieve import SearchOptions
 
-        settings = self.settings.search
-        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        values = dict(self.settings.search)
         return SearchOptions(**values | {n: v for n, v in asked.items() if v is not None})
 
     def search(

@@ -42,7 +42,7 @@ def diverse(store: VectorStore, hits: Sequence[Hit], k: int, diversity: float) -
     """
     pool = list(hits[: max(4 * k, 50)])
     vectors = store.vectors([hit.chunk.id for hit in pool])
-    if len(vectors) != len(pool):  # some were deleted meanwhile
+    if not pool or len(vectors) != len(pool):  # nothing found, or some were deleted meanwhile
         return pool[:k]
     likeness = _unit(vectors) @ _unit(vectors).T
     scores = np.array([hit.score for hit in pool])

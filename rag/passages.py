@@ -115,7 +115,7 @@ def vectors(texts: Sequence[str], embedder: Embedder) -> Vectors:
 
 def _keep(cache: _Kept, key: object, value: object, size: int) -> None:
     with _lock:
-        if size + _ENTRY <= _MOST:
+        if size + _ENTRY <= cache.maxsize:
             cache[key] = value, size + _ENTRY
 
 

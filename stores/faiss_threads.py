@@ -1,7 +1,7 @@
 """How many threads FAISS searches with.
 
 Its threads (OpenMP's) wait for the next search by spinning, for milliseconds, on the cores that the
-embedder needs: on 2 cores a question over 10,000 vectors took 17 ms instead of 10. One thread
+embedder needs: on 2 cores a question over 10,000 vectors took 17 ms instead of 11. One thread
 neither spins nor waits for others, and reads so few vectors as fast.
 """
 

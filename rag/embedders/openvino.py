@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def engine(folder: Path, cache: Path, precision: str) -> Callable[[Any], Any]:
         # No callbacks: they make OpenVINO's threads wait for Python's lock, and a model that is
         # freed meanwhile waits for those threads, for ever.
         running: deque[tuple[list[int], Any]] = deque()
-        for rows, ids, mask in batches:
+        for rows, ids, mask in _shared(batches, width):
             if len(running) < width:
                 request = compiled.create_infer_request()
             else:
@@ -64,6 +64,16 @@ def engine(folder: Path, cache: Path, precision: str) -> Callable[[Any], Any]:
         one = np.ones((1, 1), np.int64)
         list(run([([0], one, one)]))
     return run
+
+
+def _shared(batches: Sequence[Any], width: int) -> Iterator[Any]:
+    """The batches, cut where `width` requests could not have a share each."""
+    most = -(-sum(len(rows) for rows, _, _ in batches) // width)
+    for rows, ids, mask in batches:
+        for start in range(0, len(rows), most):
+            part = slice(start, start + most)
+            longest = int(mask[part].sum(axis=1).max())
+            yield rows[part], *(np.ascontiguousarray(a[part, :longest]) for a in (ids, mask))
 
 
 def _result(request: Any) -> Any:

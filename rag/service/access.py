@@ -5,39 +5,35 @@ from __future__ import annotations
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from rag.errors import Unauthenticated
 from rag.service.callers import ANYONE, Caller, Scope
 from rag.service.desk import Desk
 
-_bearer = HTTPBearer(auto_error=False, description="An API key (`rag keys create`), or a JWT.")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
 
-
-def desk_of(request: Request) -> Desk:
+async def desk_of(request: Request) -> Desk:  # async, or FastAPI calls it in a thread
     """What all requests of this process share."""
     desk: Desk = request.app.state.desk
     return desk
 
 
 class Allowed:
-    """Lets in who has the scope, as often as the limits allow."""
+    """Lets in who has the scope, as often as the limits allow.
+
+    It depends on nothing else, because each dependency costs a request some 50 us; how a key is
+    presented is described in `rag.service.openapi`.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
 
-    async def __call__(
-        self,
-        request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        api_key: Annotated[str | None, Depends(_header)],
-    ) -> Caller:
+    async def __call__(self, request: Request) -> Caller:
         """The caller. Raises Unauthenticated, Forbidden, TooManyRequests."""
-        desk = desk_of(request)
+        desk: Desk = request.app.state.desk
         address = request.client.host if request.client else ""
+        shown = request.headers.get("authorization"), request.headers.get("x-api-key")
         try:
-            caller = await desk.authentication.caller(request.headers.get("authorization"), api_key)
+            caller = await desk.authentication.caller(*shown)
         except Unauthenticated:
             await desk.limits.hit(ANYONE.id, address)  # who guesses is slowed down
             raise

@@ -18,6 +18,8 @@ class Admission:
         self._free = asyncio.Semaphore(concurrency)
         self._most_waiting = queue
         self._deadline = deadline_s
+        self._running: set[asyncio.Timeout] = set()
+        self._stopping = False
         self.waiting = 0
         self.working = 0
 
@@ -44,11 +46,30 @@ class Admission:
     async def within_deadline(self) -> AsyncIterator[None]:
         """Raises Overloaded where what is inside takes longer than the deadline."""
         try:
-            async with asyncio.timeout(self._deadline):
-                yield
+            async with asyncio.timeout(self._deadline) as timeout:
+                self._running.add(timeout)
+                try:
+                    yield
+                finally:
+                    self._running.discard(timeout)
         except TimeoutError as error:
-            raise Overloaded(
-                f"there was no answer within {self._deadline:g} s",
-                "try again, or raise service.deadline_s",
-                _RETRY_S,
-            ) from error
+            raise self._late() from error
+
+    def stop(self, within_s: float) -> None:
+        """Let all that is done end within so many seconds, as the process is about to."""
+        self._stopping = True
+        self._deadline = min(self._deadline, within_s)
+        latest = asyncio.get_running_loop().time() + within_s
+        for timeout in self._running:
+            when = timeout.when()
+            if when is not None and when > latest:
+                timeout.reschedule(latest)
+
+    def _late(self) -> Overloaded:
+        if self._stopping:
+            return Overloaded("the service stops", "try again in a moment", _RETRY_S)
+        return Overloaded(
+            f"there was no answer within {self._deadline:g} s",
+            "try again, or raise service.deadline_s",
+            _RETRY_S,
+        )

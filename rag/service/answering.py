@@ -51,8 +51,10 @@ def asked_by(request: Request, desk: Desk, caller: Caller, body: QueryIn) -> Ask
 
 async def answer(request: Request, desk: Desk, question: Asked) -> Json:
     """The whole answer, as POST /query gives it; no longer than the client is there."""
-    async with desk.admission.within_deadline():
-        found = await unless_gone(request, desk.asking.answer(question))
+    found = await desk.asking.kept(question)  # first, for it takes no task and no turn
+    if found is None:
+        async with desk.admission.within_deadline():
+            found = await unless_gone(request, desk.asking.answer(question))
     request.state.cached, request.state.degraded = found["cached"], found["degraded"]
     return found
 

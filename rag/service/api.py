@@ -15,9 +15,10 @@ from rag.service import logs, mcp
 from rag.service.desk import Desk
 from rag.service.envelope import Envelope
 from rag.service.errors import answer_errors
-from rag.service.openapi import describe_filters
+from rag.service.openapi import describe
 from rag.service.routes import collections, documents, feedback, health, openai, query, search
 from rag.service.routes.mcp import router as mcp_router
+from rag.service.stopping import stopping
 from rag.service.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -30,19 +31,20 @@ _DESCRIPTION = (
 )
 
 
-def create(settings: Settings) -> FastAPI:
-    """The application of one process; it opens what it needs when it starts."""
+def create(settings: Settings, app: App | None = None) -> FastAPI:
+    """The application of one process; it opens what it needs when it starts, `app` too if none."""
     service = settings.service
     logs.configure(service.log_level, texts=service.log_texts)
     tracing = Tracing.of_environment()
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        desk = api.state.desk = Desk(App(settings, logs.say), tracing)
+        desk = api.state.desk = Desk(app or App(settings, logs.say), tracing)
         await desk.start()
         try:
             async with mcp.running(api):
-                yield
+                with stopping(desk.stop):
+                    yield
         finally:
             await desk.aclose()
 
@@ -54,7 +56,7 @@ def create(settings: Settings) -> FastAPI:
         telemetry=tracing.fastapi,
     )
     answer_errors(api)
-    describe_filters(api)
+    describe(api)
     if service.cors_origins:
         api.add_middleware(
             CORSMiddleware,

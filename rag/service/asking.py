@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rag.answer import Done, Event, Sources, Token, last
@@ -77,6 +77,19 @@ class Asking:
         shape = [settings.store, settings.generator, settings.answer, settings.rerank]
         self._shape = hashlib.sha256(repr(shape).encode()).hexdigest()
 
+    async def kept(self, asked: Asked) -> Json | None:
+        """The answer as POST /query gives it, if it is in the cache. Raises RagError."""
+        if asked.fresh:
+            return None
+        started = time.perf_counter()
+        async with self._collections.using(asked.collection) as opened:
+            key = self._key(asked, opened)
+            value = (await self._memo.lookup(key))[0] if key is not None else None
+            if value is None:
+                return None
+            self._count(hit=True, down=False)
+            return self._again(asked, opened, value, started)
+
     async def answer(self, asked: Asked) -> Json:
         """The answer as POST /query gives it. Raises RagError."""
         started = time.perf_counter()
@@ -92,25 +105,26 @@ class Asking:
                 down = key is not None and keep and await self._memo.store(key, value)
                 return self._whole(asked, opened, json.loads(value), cache_down=down)
             found = await self._memo.get(key, written)
-            answer = json.loads(found.value)
             self._count(hit=found.hit, down=found.degraded)
             if found.hit:
-                answer["timings_ms"] = {"total": round((time.perf_counter() - started) * 1000, 2)}
-            return self._whole(asked, opened, answer, cached=found.hit, cache_down=found.degraded)
+                return self._again(asked, opened, found.value, started, found.degraded)
+            answer = json.loads(found.value)
+            return self._whole(asked, opened, answer, cache_down=found.degraded)
 
     async def stream(self, asked: Asked) -> AsyncGenerator[tuple[str, Json]]:
         """Typed events: "sources", "token"s, the "citation"s that hold, and "done".
 
         The data of "done" is what `answer` gives. Closing it stops the generation. Raises RagError.
         """
+        started = time.perf_counter()
         async with self._collections.using(asked.collection) as opened:
             key, down = self._key(asked, opened), False
             if key is not None and not asked.fresh:
                 value, down = await self._memo.lookup(key)
                 self._count(hit=value is not None, down=down)
                 if value is not None:
-                    whole = self._whole(asked, opened, json.loads(value), cached=True)
-                    for kept in _again(whole):
+                    whole = self._again(asked, opened, value, started)
+                    for kept in _as_events(whole):
                         yield kept
                     return
             async with aclosing(self._events(asked, opened)) as events:
@@ -158,25 +172,33 @@ class Asking:
         if opened.generation is None:
             return None
         generator = self._app.generator
-        return cache_key(
-            "answer",
-            shape=self._shape,
-            templates=self._app.templates.stamp,
-            model=generator.model if generator else "extractive",
-            embedder=repr(opened.info.embedder),
-            tenant=asked.caller.tenant_key,
-            collection=asked.collection,
-            generation=opened.generation,
-            question=asked.question,
-            history=[asdict(turn) for turn in asked.history],
-            k=asked.k,
-            where=repr(asked.where),
-            options=asdict(asked.options),
-            sampling=asdict(asked.sampling),
+        parts = (
+            self._shape,
+            self._app.templates.stamp,
+            generator.model if generator else "extractive",
+            opened.info.embedder,
+            asked.caller.tenant_key,
+            asked.collection,
+            opened.generation,
+            asked.question,
+            asked.history,
+            asked.k,
+            asked.where,
+            asked.options,
+            asked.sampling,
         )
+        return cache_key("answer", parts=repr(parts))  # in which 1, 1.0 and True differ
 
     def _count(self, *, hit: bool, down: bool) -> None:
         self._metrics.cached("answers", "hit" if hit else "down" if down else "miss")
+
+    def _again(
+        self, asked: Asked, opened: Opened, value: bytes, started: float, cache_down: bool = False
+    ) -> Json:
+        """An answer that was kept; its time is that of finding it."""
+        answer = json.loads(value)
+        answer["timings_ms"] = {"total": round((time.perf_counter() - started) * 1000, 2)}
+        return self._whole(asked, opened, answer, cached=True, cache_down=cache_down)
 
     def _whole(
         self,
@@ -199,7 +221,7 @@ class Asking:
         return answer
 
 
-def _again(answer: Json) -> list[tuple[str, Json]]:
+def _as_events(answer: Json) -> list[tuple[str, Json]]:
     """An answer from the cache, as events."""
     citations = answer["citations"]
     return [

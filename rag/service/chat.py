@@ -21,6 +21,7 @@ from rag.service.schemas import (
     MAX_ANSWER,
     MAX_TURNS,
     TEXT,
+    MaxTokens,
     QueryIn,
     TurnIn,
 )
@@ -76,7 +77,8 @@ class Only:
         return {"enum": [None, *self.values]}
 
     def _checked(self, value: object) -> object:
-        if any(value == one and type(value) is type(one) for one in (None, *self.values)):
+        kind = isinstance(value, bool)  # 1 is 1.0, and not true
+        if any(value == one and isinstance(one, bool) == kind for one in (None, *self.values)):
             return value
         known = " or ".join(to_json(one).decode() for one in (*self.values, None))
         raise PydanticCustomError(
@@ -135,8 +137,8 @@ class ChatIn(Lenient):
         },
         examples=[[{"role": "user", "content": "How many days of leave do I get?"}]],
     )
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -43,6 +43,8 @@ class Collections:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self.embedded = False
+        """Whether the store is in this process: then its generation costs less than a thread."""
         self._open: dict[str, _Handle] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -71,7 +73,11 @@ class Collections:
         handle = self._open.get(name)
         if handle is not None:
             try:
-                generation = await asyncio.to_thread(_generation, handle.store)
+                generation = (
+                    _generation(handle.store)
+                    if self.embedded
+                    else await asyncio.to_thread(_generation, handle.store)
+                )
             except CollectionGone:
                 self._leave(name, handle)
             else:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins
 from rag.app import App
-from rag.errors import ModelUnavailable
+from rag.errors import ModelUnavailable, StoreUnavailable, UnknownCollection
 from rag.service import cache, logs
 from rag.service.admission import Admission
 from rag.service.asking import Asked, Asking
 from rag.service.authentication import Authentication
 from rag.service.collections import Collections
-from rag.service.exposure import on_loopback
+from rag.service.exposure import SEVERAL, on_loopback
 from rag.service.feedback import Answers, Feedback, Given
 from rag.service.finding import Finder
 from rag.service.health import Health
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rag.service.callers import Caller, Scope
 
 _STOP_S = 10.0
+_LAST_WORDS_S = 0.5  # of service.shutdown_s, to send what went wrong
 _THREADS = 32  # stores, embedders and files; more would only take turns at the same cores
 
 
@@ -105,10 +107,13 @@ class Desk:
         caller.require(scope, name)
         return name
 
-    async def start(self) -> None:
-        """Load what the first request would wait for, and go on with the jobs that were left."""
+    async def start(self, *, work: bool = True) -> None:
+        """Load what the first request would wait for; `work`: go on with the jobs that were left."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         await asyncio.to_thread(lambda: self.app.generator)  # a wrong setting is told now
+        with suppress(StoreUnavailable):  # it may come back
+            info = await asyncio.to_thread(self.app.backend.check)
+            self.collections.embedded = SEVERAL not in info.capabilities
         self.metrics.gauges(
             {
                 "in_flight": lambda: self.admission.working,
@@ -124,7 +129,13 @@ class Desk:
             }
         )
         self.metrics.jobs(lambda: {"queued": self.jobs.queued()})
-        self._worker.start()
+        if work:
+            self._worker.start()
+
+    def stop(self) -> None:
+        """The process is told to end: what is not over in time says so, before it is cut off."""
+        self.health.stopping = True
+        self.admission.stop(max(_LAST_WORDS_S, self.settings.shutdown_s - _LAST_WORDS_S))
 
     async def aclose(self) -> None:
         """Finish what is being written, and close everything."""
@@ -153,6 +164,9 @@ class Desk:
 
     async def _check_store(self) -> str:
         info = await asyncio.to_thread(self.app.backend.check)
+        with suppress(UnknownCollection):  # the first upload makes it
+            async with self.collections.using(self.app.settings.collection):
+                pass
         return f"{self.app.settings.store}: {info.version}"
 
     async def _check_embedder(self) -> str:

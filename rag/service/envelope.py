@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders, State
+from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag.errors import Forbidden, RequestRefused, TooLarge, TooSlow
+from rag.errors import Forbidden, Overloaded, RequestRefused, TooLarge, TooSlow
 from rag.service import logs
-from rag.service.errors import problem, unexpected
+from rag.service.errors import code_of, problem, unexpected
 from rag.service.replies import json_response
 from rag.service.tracing import trace_id
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from rag.service.desk import Desk
 
 _HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
 }
+_NO_SCRIPTS = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 UPLOADS = "/documents"
 _GRACE_S = 5.0
 _FORM = 2**16  # bytes of a form besides its file
@@ -56,30 +58,24 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
-                headers["X-Request-ID"] = state["id"]
-                for name, value in _HEADERS.items():
-                    if not (name == "Content-Security-Policy" and scope["path"] in _PAGES):
-                        headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
-                headers.update(state.get("headers", {}))
-                message["headers"] = headers.raw
+                message["headers"] = _enclosed(message["headers"], scope)
             await send(message)
 
+        body = _Body(scope, receive, self._most_bytes(scope))
         with logs.request(state["id"], **_traced()):
             try:
                 if refused := self._refused(scope):
                     reply = json_response(problem(refused, state["id"]), refused.http_status)
                     return await reply(scope, receive, send_with_headers)
-                limited = _limited(receive, self._most_bytes(scope))
                 # Routes keep the deadline themselves; this is for what waits on the client.
                 async with asyncio.timeout(self._desk(scope).settings.deadline_s + _GRACE_S):
-                    await self._app(scope, limited, send_with_headers)
-            except TimeoutError:
-                state["failure"] = "too_slow"
+                    await self._app(scope, body, send_with_headers)
+            except (TimeoutError, asyncio.CancelledError) as error:
+                late = _late(error, body)
+                state["failure"] = code_of(late)
                 if not status:
-                    slow = TooSlow("the request was not done in time", "send it faster, or anew")
-                    reply = json_response(problem(slow, state["id"]), slow.http_status)
+                    more = {"Retry-After": "1"} if late.retry_after else {}
+                    reply = json_response(problem(late, state["id"]), late.http_status, more)
                     await reply(scope, receive, send_with_headers)
             except Exception:
                 logs.failed()
@@ -100,26 +96,27 @@ class Envelope:
         return int(settings.max_body_kb * 2**10)
 
     def _refused(self, scope: Scope) -> RequestRefused | None:
-        """Why the request is not even read, if it is not."""
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > self._most_bytes(scope):
-            return TooLarge("the body is over the limit", "send less at a time")
-        return self._stranger(scope)
-
-    def _stranger(self, scope: Scope) -> Forbidden | None:
-        """Why a browser sent this on behalf of a foreign page, if it did.
+        """Why the request is not even read, if it is not.
 
         Without keys, the address is all that keeps others out; a page of another site could have
         the browser of someone on this machine ask for it, under its own name or a foreign one.
         """
+        host = origin = announced = ""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name == b"origin":
+                origin = value.decode("latin-1")
+            elif name == b"content-length":
+                announced = value.decode("latin-1")
+        if announced.isdecimal() and int(announced[:20]) > self._most_bytes(scope):
+            return TooLarge("the body is over the limit", "send less at a time")
         desk = self._desk(scope)
         if desk.guarded or not desk.on_loopback:
             return None
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
         if origin and origin not in desk.settings.cors_origins and not _local(origin):
             return Forbidden("pages of other sites may not ask", "see service.cors_origins")
-        if not _local(f"//{headers.get('host', '')}"):
+        if not _local(f"//{host}"):
             return Forbidden("the Host header names another machine", "use localhost or 127.0.0.1")
         return None
 
@@ -133,19 +130,45 @@ class Envelope:
         logs.access(scope["method"], route, status, seconds * 1000, **known)
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """`receive` that raises once a body of unknown length is over `most` bytes."""
-    seen = 0
+def _enclosed(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers of a reply and ours; those that it has itself stay."""
+    given = dict(headers)
+    whole = {**_HEADERS, **given, b"x-request-id": scope["state"]["id"].encode()}
+    more = scope["state"].get("headers", {})
+    whole |= {name.lower().encode(): value.encode() for name, value in more.items()}
+    if scope["path"] not in _PAGES:
+        whole.setdefault(*_NO_SCRIPTS)
+    return list(whole.items())
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
+
+class _Body:
+    """`receive` that raises once a body of unknown length is over `most` bytes."""
+
+    def __init__(self, scope: Scope, receive: Receive, most: int) -> None:
+        headers = Headers(scope=scope)
+        self._receive = receive
+        self._most = most
+        self._seen = 0
+        self.whole = (
+            "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+        )
+        """Whether the client has sent all of it."""
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._most:
             raise HTTPException(413, "the body is over the limit")  # FastAPI lets no other pass
+        self.whole = self.whole or not message.get("more_body", False)
         return message
 
-    return counted
+
+def _late(error: BaseException, body: _Body) -> RequestRefused:
+    if isinstance(error, asyncio.CancelledError):  # uvicorn stops, and has waited long enough
+        return Overloaded("the service stops", "try again in a moment", 1)
+    if body.whole:
+        return Overloaded("there was no answer in time", "try again in a moment", 1)
+    return TooSlow("the request was not done in time", "send it faster, or anew")
 
 
 def _traced() -> dict[str, str]:
@@ -156,6 +179,7 @@ def _traced() -> dict[str, str]:
 _TOLD: Sequence[str] = ("caller", "collection", "failure", "cached", "degraded")
 
 
+@lru_cache(maxsize=256)
 def _local(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""

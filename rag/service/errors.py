@@ -133,7 +133,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
         _HINTS.get(error.status_code, "see /docs"),
         request.state.id,
     )
-    return json_response(body, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
+    return json_response(body, error.status_code, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path; each of them is a route of its own."""
+    described = request.app.openapi()["paths"]
+    path = getattr(request.scope.get("route"), "path_format", "")
+    return ", ".join(sorted(method.upper() for method in described.get(path, ())))
 
 
 def _problem(code: str, message: str, hint: str, request_id: str) -> dict[str, Any]:

@@ -235,8 +235,12 @@ def _check(rating: str, comment: str) -> None:
 
 def _row(answer: Given) -> tuple[Any, ...]:
     """The columns of an answer."""
-    values = (getattr(answer, field.name) for field in fields(Given))
-    return tuple(json.dumps(value) if isinstance(value, tuple) else value for value in values)
+    cited = json.dumps(answer.cited)
+    found = cited if answer.found == answer.cited else json.dumps(answer.found)
+    return (
+        *(answer.request_id, answer.tenant_key, answer.collection, answer.question),
+        *(answer.model, cited, found, answer.at),
+    )
 
 
 def _given(row: sqlite3.Row) -> Given:

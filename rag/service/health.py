@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel
 
 from rag.errors import RagError
+from rag.service import logs
 
 Part: TypeAlias = Literal["store", "embedder", "generator", "cache"]
 
@@ -74,3 +75,6 @@ async def _checked(check: Callable[[], Awaitable[str]]) -> PartOut:
         return PartOut(ok=False, detail=str(error))
     except TimeoutError:
         return PartOut(ok=False, detail=f"it did not answer within {_LIMIT_S:g} s")
+    except Exception as error:  # a third party's part may raise anything
+        logs.failed()
+        return PartOut(ok=False, detail=f"unexpected {type(error).__name__}; see the log")

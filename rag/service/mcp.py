@@ -173,7 +173,7 @@ async def _stdio(settings: Settings) -> None:
     desk = Desk(App(settings, logs.say))
     tools = server(lambda _: Visit(desk, ANYONE, State({"id": uuid4().hex})))
     with _stdout_to_stderr():
-        await desk.start()
+        await desk.start(work=False)
     async with aclosing(desk), stdio_server() as (read, write):  # which does the same
         await tools.run(read, write, tools.create_initialization_options())
 

@@ -1,4 +1,4 @@
-"""The OpenAPI description, with the filter language in full."""
+"""The OpenAPI description: the filter language in full, and how a key is presented."""
 
 from __future__ import annotations
 
@@ -47,13 +47,35 @@ _SCHEMAS: dict[str, Any] = {
 }
 
 
-def describe_filters(api: FastAPI) -> None:
-    """Let the description of `api` hold the schemas that `rag.service.schemas.Where` refers to."""
+_SECURITY: dict[str, Any] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key (`rag keys create`), or a token of the identity provider.",
+    },
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "An API key.",
+    },
+}
+
+
+def describe(api: FastAPI) -> None:
+    """Add to the description of `api` the filters of `rag.service.schemas.Where`, and keys."""
     described = api.openapi
 
     def openapi() -> dict[str, Any]:
         description = described()
         description["components"]["schemas"] |= _SCHEMAS
+        if not api.state.desk.guarded:  # then all are let in
+            return description
+        description["components"]["securitySchemes"] = _SECURITY
+        for path in description["paths"].values():
+            for operation in path.values():
+                if "401" in operation["responses"]:
+                    operation["security"] = [{name: []} for name in _SECURITY]
         return description
 
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to change it

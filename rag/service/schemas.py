@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from rag.filters import Filter, parse
 from rag.retrieve import MAX_QUESTION, Mode
@@ -37,7 +37,16 @@ Question: TypeAlias = Annotated[
 CollectionName: TypeAlias = Annotated[
     str | None, Field(pattern=NAME, description="By default the collection of the settings.")
 ]
-TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# To JSON Schema, 5.0 is an integer.
+TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
+Expand: TypeAlias = Annotated[int, Field(ge=0, le=10), BeforeValidator(_whole)]
+MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
 
 
 class Strict(BaseModel):
@@ -62,7 +71,7 @@ class Searching(Strict):
     mode: Mode | None = None
     rerank: bool | None = None
     diversity: float | None = Field(default=None, ge=0, le=1)
-    expand: int | None = Field(default=None, ge=0, le=10)
+    expand: Expand | None = None
 
     def condition(self) -> Filter | None:
         """The filter. Raises InvalidFilter."""
@@ -78,7 +87,7 @@ class QueryIn(Searching):
 
     question: Question
     history: list[TurnIn] = Field(default=[], max_length=MAX_TURNS)
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: MaxTokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool = False
 

@@ -16,6 +16,7 @@ from rag.service.replies import HEARTBEAT, STREAM_HEADERS, sse
 
 T = TypeVar("T")
 
+_MOMENT_S = 0.02  # so soon nobody leaves, and what is in the cache is there
 _AHEAD = 64  # events that wait for a slow reader
 
 
@@ -31,14 +32,18 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     The body of the request must have been read.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_left(request))
+    leaving: asyncio.Task[None] | None = None
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working}, timeout=_MOMENT_S)
+        if not working.done():
+            leaving = asyncio.create_task(_left(request))
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientGone("the client closed the connection")
     finally:
-        leaving.cancel()
+        if leaving:
+            leaving.cancel()
         if not working.done():
             working.cancel()
             await asyncio.wait({working})  # what it held is free before the reply is

@@ -208,6 +208,33 @@ def test_extractive_quotes_verbatim_with_its_own_markers(retriever: Retriever) -
     assert chinese.text.startswith("仓库早上七点开门。 [")
 
 
+def test_a_passage_is_embedded_for_the_first_question_alone(retriever: Retriever) -> None:
+    class Counting(WordEmbedder):
+        asked: ClassVar[list[str]] = []
+
+        def embed_queries(self, texts: Sequence[str]) -> Any:
+            self.asked.extend(texts)
+            return super().embed_queries(texts)
+
+    retriever.embedder = embedder = Counting()
+    quoting = ExtractiveGenerator(embedder=embedder)
+    answerer(retriever, quoting).ask("When does the depot close?", 4)
+    assert embedder.asked.count("When does the depot close?") == 1
+    assert len(embedder.asked) > 1
+    embedder.asked.clear()
+    answerer(retriever, quoting).ask(QUESTION, 4)
+    assert embedder.asked == [QUESTION]
+
+
+def test_the_end_of_an_answer_says_when_its_stages_were(retriever: Retriever) -> None:
+    done = events(retriever, Scripted("At seven [1]."), QUESTION)[-1]
+    stages = [stage for stage, _, _ in done.laps]
+    assert stages[-4:] == ["prompt", "wait", "generate", "cite"]
+    assert {"embed", "search"} < set(stages)
+    assert all(began <= ended for _, began, ended in done.laps)
+    assert [began for _, began, _ in done.laps] == sorted(began for _, began, _ in done.laps)
+
+
 def test_a_number_in_brackets_in_a_document_is_no_citation(retriever: Retriever) -> None:
     quoting = ExtractiveGenerator(embedder=retriever.embedder, sentences=1)
     answer = answerer(retriever, quoting).ask("See what for the map?", 4)

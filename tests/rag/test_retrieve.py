@@ -79,6 +79,28 @@ def test_a_batch_is_one_call_of_each_and_finds_what_single_questions_find(store:
     assert retriever(store).search_many([], 3) == []
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "keyword"])
+def test_questions_whose_vectors_are_known_are_not_embedded(store: Counted, mode: Any) -> None:
+    class Mute(WordEmbedder):
+        def embed_queries(self, texts: Sequence[str]) -> Any:
+            raise AssertionError(f"embedded {texts}")
+
+    questions, options = ["depot opens", "pump switch"], SearchOptions(mode=mode)
+    plain = retriever(store).search_many(questions, 3, options=options)
+    vectors = WordEmbedder().embed_queries(questions)
+    found = Retriever(store, Mute()).search_many(questions, 3, None, options, vectors=vectors)
+    assert [one.hits for one in found] == [one.hits for one in plain]
+    assert [one.similarity for one in found] == [one.similarity for one in plain]
+    assert all("embed" not in one.timings_ms for one in found)
+
+
+def test_stages_are_given_with_their_times(store: Counted) -> None:
+    found = retriever(store).search("depot", 3)
+    assert [stage for stage, _, _ in found.laps] == ["search", "embed", "search", "search"]
+    spent = sum(ended - began for _, began, ended in found.laps) / 1e6
+    assert sum(found.timings_ms.values()) == pytest.approx(spent, abs=0.05)
+
+
 def test_a_filter_holds_for_both_legs(store: Counted) -> None:
     where = parse({"document_id": "hours"})
     for mode in ("hybrid", "dense", "keyword"):
@@ -132,6 +154,11 @@ def test_diversity_prefers_what_differs(store: Counted) -> None:
     varied = retriever(store).search(question, 2, options=SearchOptions(diversity=0.9)).hits
     assert ids(varied)[0] == ids(plain)[0]
     assert varied[1].chunk.document_id != varied[0].chunk.document_id
+
+
+def test_nothing_that_is_found_is_nothing_diverse(store: Counted) -> None:
+    nowhere = parse({"lang": "tlh"})
+    assert retriever(store).search("balance", 2, nowhere, SearchOptions(diversity=0.5)).hits == []
 
 
 class Reversing:

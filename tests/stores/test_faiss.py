@@ -576,6 +576,22 @@ def test_threads_that_ended_leave_no_open_files(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_small_search_starts_no_threads_that_would_spin(tmp_path: Path) -> None:
+    code = """
+        import faiss
+        store.upsert([chunk(n) for n in range(5_000)], random_vectors(5_000))
+        faiss.omp_set_num_threads(4)
+        threads = lambda: len(os.listdir("/proc/self/task"))
+        before = threads()
+        for _ in range(3):
+            store.search(random_vectors(4), 3)  # in the index, and in what was written since
+            store.upsert([chunk(6_000)], random_vectors(1))
+        print(store.describe().index, threads() - before, faiss.omp_get_max_threads())
+    """
+    told = run(code, tmp_path)
+    assert told.stdout.split() == ["Flat", "0", "4"], told.stderr
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """The process may write files of 256 KB at most, which SQLite meets like a full disk."""
     done = run(

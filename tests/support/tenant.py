@@ -14,6 +14,8 @@ from patient_client import PatientClient, Tally
 from shelf import DOCUMENTS, Known, Shelf, question
 
 _JOB_S = 300
+_PAUSE_S = 20  # in which answers may come from the cache: every write makes it forget them
+_THINKING_S = 0.2
 _MODES = ("hybrid", "dense", "keyword")
 
 
@@ -25,6 +27,7 @@ class Tenant:
         self._client = client
         self._tally = tally
         self._draw = random.Random(name)
+        self._rests_until = 0.0
 
     async def begin(self) -> None:
         """Upload each document."""
@@ -37,6 +40,7 @@ class Tenant:
         async def again(act: Callable[[], Awaitable[None]]) -> None:
             while going():
                 await act()
+                await asyncio.sleep(self._draw.uniform(0, _THINKING_S))
 
         acts = (self._write, self._ask, self._stream, self._leave, self._search, self._search)
         await asyncio.gather(*map(again, acts))
@@ -49,13 +53,12 @@ class Tenant:
             self._tally.wrong += self._shelf.wrong_end(n, reply.json()["results"][0]["hits"])
 
     async def _write(self) -> None:
-        n = self._draw.randrange(DOCUMENTS)
-        if self._shelf.held[n].deletion:
-            await self._upload(n)
-        else:
-            acts = (self._upload, self._upload_twice, self._delete, self._upload_and_delete)
-            await self._draw.choice(acts)(n)
-        await asyncio.sleep(0.2)
+        if time.monotonic() < self._rests_until:
+            return
+        acts = (self._upload, self._upload_twice, self._delete, self._upload_and_delete)
+        for act, n in zip(acts, self._draw.sample(range(DOCUMENTS), len(acts)), strict=True):
+            await (self._upload if self._shelf.held[n].deletion else act)(n)
+        self._rests_until = time.monotonic() + _PAUSE_S
 
     async def _upload(self, n: int) -> None:
         await self._take_in(n, await self._sent(n))
@@ -101,9 +104,11 @@ class Tenant:
         return job
 
     async def _ask(self) -> None:
-        known, body = self._shelf.known(), self._body()
-        if reply := await self._client.send("query", "/query", json=body):
-            self._check(reply.json(), known)
+        body = self._body()
+        for _ in range(2):  # the second time from the cache, if nothing was written meanwhile
+            known = self._shelf.known()
+            if reply := await self._client.send("query", "/query", json=body):
+                self._check(reply.json(), known)
 
     async def _search(self) -> None:
         known, questions = self._shelf.known(), [self._question() for _ in range(3)]
@@ -146,7 +151,7 @@ class Tenant:
             seen[f"answers without the {part}"] += 1
 
     def _body(self, **more: Any) -> dict[str, Any]:
-        return {"question": self._question(), "top_k": 3, **more}
+        return {"question": self._question(), "top_k": 2, **more}
 
     def _question(self) -> str:
         return question(self._draw.randrange(DOCUMENTS))

@@ -27,11 +27,16 @@ from rag.service.schemas import NAME
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _DEFAULTS = ("default", "rag")
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},  # JSON, and at the end [DONE]
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "model": CompletionOut,
         "description": "The answer; or with `stream` its chunks, the extensions in the last one.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
     }
 }
 

@@ -17,12 +17,20 @@ from rag.service.schemas import AnswerOut, QueryIn
 
 router = APIRouter(tags=["answers"])
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["sources", "token", "citation", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "model": AnswerOut,
         "description": "The answer; or with `stream` or `Accept: text/event-stream` events: "
         "`sources` {citations}, `token` {text}, `citation`, `done` (the answer), `error`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
     }
 }
 
