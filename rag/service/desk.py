@@ -108,7 +108,7 @@ class Desk:
         return name
 
     async def start(self, *, work: bool = True) -> None:
-        """Load what the first request would wait for; `work`: go on with the jobs that were left."""
+        """Load what the first request would wait for, and with `work` go on with the jobs."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         await asyncio.to_thread(lambda: self.app.generator)  # a wrong setting is told now
         with suppress(StoreUnavailable):  # it may come back

@@ -71,8 +71,7 @@ class Worker:
         """
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            if self._thread.is_alive():  # it may never have begun
+        if self._thread.is_alive():  # it may never have begun
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
