@@ -45,7 +45,7 @@ DEADLINE_S = 60
 SETTINGS = {
     "generator.max_tokens": 24,
     "generator.breaker_reset_s": 2,
-    "service.rate_limit": "20/second",
+    "service.rate_limit": "15/second",
     "service.address_limit": "",
     "service.deadline_s": DEADLINE_S,
 }

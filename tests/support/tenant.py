@@ -15,7 +15,7 @@ from shelf import DOCUMENTS, Known, Shelf, question
 
 _JOB_S = 300
 _PAUSE_S = 20  # in which answers may come from the cache: every write makes it forget them
-_THINKING_S = 0.2
+_THINKING_S = 0.5  # at most, between what one does and does next
 _MODES = ("hybrid", "dense", "keyword")
 
 
