@@ -360,6 +360,7 @@ def stopped_amid_a_stream(
             with suppress(httpx2.TransportError):
                 ready = other.get("/health/ready")
             came = list(coming)
+        running.process.wait(45)  # a second signal, late, would end it otherwise
     return running, came, ready
 
 
