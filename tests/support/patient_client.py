@@ -54,7 +54,7 @@ class PatientClient:
         try:
             reply = await self._http.request(method, path, **content)
         except httpx2.HTTPError as error:
-            self._lost(kind, error, started)
+            await self._lost(kind, error, started)
             return None
         return reply if await self._well(kind, reply, started) else None
 
@@ -83,7 +83,7 @@ class PatientClient:
                     elif line.startswith("data: "):
                         yield Event(name, json.loads(line[6:]))
         except httpx2.HTTPError as error:
-            self._lost(kind, error, started)
+            await self._lost(kind, error, started)
 
     async def _well(self, kind: str, reply: httpx2.Response, started: float) -> bool:
         self._count(kind, reply.status_code, started)
@@ -97,9 +97,10 @@ class PatientClient:
         await asyncio.sleep(min(int(wait) if wait.isdecimal() else 1, _PATIENCE_S))
         return False
 
-    def _lost(self, kind: str, error: Exception, started: float) -> None:
+    async def _lost(self, kind: str, error: Exception, started: float) -> None:
         self._count(kind, "none", started)
         self._tally.wrong.append(f"{kind}: the connection broke ({error!r})")
+        await asyncio.sleep(1)
 
     def _count(self, kind: str, status: int | str, started: float) -> None:
         self._tally.statuses[kind][str(status)] += 1
