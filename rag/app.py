@@ -246,10 +246,14 @@ class App:
 
     def search_options(self, **asked: Any) -> SearchOptions:
         """How to search: the settings, and above them what is asked for and not None."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(self._search_options, **given) if given else self._search_options
+
+    @cached_property
+    def _search_options(self) -> SearchOptions:
         from rag.retrieve import SearchOptions
 
-        values = dict(self.settings.search)
-        return SearchOptions(**values | {n: v for n, v in asked.items() if v is not None})
+        return SearchOptions(**dict(self.settings.search))
 
     def search(
         self,

@@ -55,8 +55,7 @@ class Breaker:
             self.failed()
             raise
         else:
-            with self._lock:
-                self._failures, self._opened = 0, None
+            self.worked()
         finally:
             if trial:
                 self._trying = False
@@ -65,6 +64,11 @@ class Breaker:
         """Raise the error where a call could not pass."""
         if self.state == "open" or self._trying:
             raise self._refusal()
+
+    def worked(self) -> None:
+        """Take a call for a success although it goes on: what it tried is known."""
+        with self._lock:
+            self._failures, self._opened, self._trying = 0, None, False
 
     def failed(self) -> None:
         """Count a failure that happened outside `calling`."""

@@ -78,6 +78,8 @@ async def write(
         with breaker.calling():
             async with aclosing(_written(draft, generator, mark)) as pieces:
                 async for piece in pieces:
+                    if breaker.state != "closed":  # others need not wait for the end of this
+                        breaker.worked()
                     yield piece
     except ModelError as error:
         draft.degraded.append("generator")

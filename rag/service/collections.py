@@ -28,6 +28,8 @@ class Opened:
     generation: str | None
     retriever: Retriever
     calibration: Calibration
+    about: str = ""
+    """What answers from it depend on: its generation and its embedder."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,8 +83,10 @@ class Collections:
             except CollectionGone:
                 self._leave(name, handle)
             else:
-                if generation in (None, handle.seen.generation):
-                    return handle, replace(handle.seen, generation=generation)
+                if generation == handle.seen.generation:
+                    return handle, handle.seen
+                if generation is None:
+                    return handle, replace(handle.seen, generation=None)
         async with self._locks[name]:
             for last in (False, True):
                 try:
@@ -111,7 +115,8 @@ class Collections:
         generation = _generation(store)  # first: what is written meanwhile changes it again
         info = store.describe()
         retriever = self._app.retriever_over(store, info)
-        return Opened(info, generation, retriever, self._app.calibration(info))
+        about = repr((generation, info.embedder))
+        return Opened(info, generation, retriever, self._app.calibration(info), about)
 
     def _leave(self, name: str, handle: _Handle | None) -> None:
         if handle is not None:

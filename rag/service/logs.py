@@ -87,20 +87,20 @@ def access(
     degraded: Iterable[str] = (),
     cached: bool = False,
 ) -> None:
-    """The line of a request that is over. `route` is its template, `failure` its error's code."""
+    """The line of a request that is over. `route` is its template, `failure` its error's code.
+
+    What is empty is left out.
+    """
     write = _log.warning if status >= 500 else _log.info
-    write(
-        "request",
-        method=method,
-        route=route,
-        status=status,
-        ms=round(ms, 2),
-        caller=caller,
-        collection=collection,
-        failure=failure,
-        degraded=list(degraded),
-        cached=cached,
-    )
+    known = {
+        "caller": caller,
+        "collection": collection,
+        "failure": failure,
+        "degraded": list(degraded),
+        "cached": cached,
+    }
+    known = {name: value for name, value in known.items() if value}
+    write("request", method=method, route=route, status=status, ms=round(ms, 2), **known)
 
 
 def failed(**values: object) -> None:

@@ -103,3 +103,16 @@ def test_failures_outside_of_calls_count_too() -> None:
     breaker.failed()
     end(breaker, DOWN)
     assert breaker.state == "open"
+
+
+def test_a_trial_that_goes_well_lets_others_pass_before_it_is_over() -> None:
+    clock = [0.0]
+    breaker = Breaker(failures=1, reset_s=1, clock=lambda: clock[0])
+    breaker.failed()
+    clock[0] = 2.0
+    with breaker.calling():
+        with pytest.raises(ModelUnavailable):
+            breaker.check()
+        breaker.worked()
+        breaker.check()
+    assert breaker.state == "closed"

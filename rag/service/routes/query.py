@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rag.service.access import DeskOf, Reader
+from rag.service.access import Reader
 from rag.service.answering import Events, answer, asked_by, stream
+from rag.service.desk import Desk
 from rag.service.errors import responses
 from rag.service.replies import json_response, sse
 from rag.service.schemas import AnswerOut, QueryIn
@@ -36,11 +37,12 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/query", responses={**_STREAM, **responses(404, 502)})
-async def query(request: Request, body: QueryIn, desk: DeskOf, caller: Reader) -> Response:
+async def query(request: Request, body: QueryIn, caller: Reader) -> Response:
     """Answer a question from the documents, with the passages that each sentence rests on.
 
     `Cache-Control: no-cache` asks for an answer that is written anew.
     """
+    desk: Desk = request.app.state.desk  # a dependency less, on the way that is gone most
     question = asked_by(request, desk, caller, body)
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return await stream(request, desk, question, _written)
