@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +27,7 @@ from rag.support import cite
 from rag.templates import Templates
 from rag.types import Answer, Citation, Prompt, Sampling, Turn
 
+_GLANCE_S = 0.2
 _WINDOW = 4096  # tokens; where neither the model nor the settings tell, most models have as many
 
 
@@ -148,6 +149,9 @@ class Answerer:
             try:
                 answers = deque(map(started, islice(waiting, self._concurrency)))
                 while answers:
+                    # An interrupt that comes just before a wait begins is only seen after it.
+                    while not wait([answers[0]], _GLANCE_S).done:
+                        pass
                     yield answers.popleft().result()
                     answers.extend(map(started, islice(waiting, 1)))
             finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from rag.diversity import diverse, without_repeats
 from rag.errors import InputError, ModelError, StoreUnavailable
-from rag.filters import Filter
+from rag.filters import Filter, matches
 from rag.fusion import Fusion, fuse, single
 from rag.laps import Lap, Laps
 from rag.protocols import Embedder, Reranker, VectorStore
@@ -139,7 +139,7 @@ class Retriever:
         found = [without_repeats(hits, k) for hits in found]
         if options.diversity:
             found = [diverse(self.store, hits, k, options.diversity) for hits in found]
-        found = [self._expanded(hits[:k], options.expand) for hits in found]
+        found = [self._expanded(hits[:k], options.expand, where) for hits in found]
         run.lap("search")
         nothing = [None] * len(found)
         similar, known = run.similarities or nothing, run.vectors or nothing
@@ -288,13 +288,14 @@ class Retriever:
         least = min(scores)
         return best + [replace(h, score=least - n) for n, h in enumerate(tail, start=1)]
 
-    def _expanded(self, hits: list[Hit], reach: int) -> list[Hit]:
-        """The hits, each followed by its neighbours that are not among them."""
+    def _expanded(self, hits: list[Hit], reach: int, where: Filter | None) -> list[Hit]:
+        """The hits, each followed by its neighbours that match and are not among them."""
         if not reach:
             return hits
         seen = {hit.chunk.id for hit in hits}
         ids = {hit.chunk.id: _around(hit.chunk, reach) for hit in hits}
-        held = {c.id: c for c in self.store.get([i for near in ids.values() for i in near])}
+        around = self.store.get([i for near in ids.values() for i in near])
+        held = {c.id: c for c in around if where is None or matches(where, c.fields())}
         found = []
         for hit in hits:
             found.append(hit)

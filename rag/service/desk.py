@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from rag import plugins
@@ -138,14 +138,16 @@ class Desk:
         self.admission.stop(max(_LAST_WORDS_S, self.settings.shutdown_s - _LAST_WORDS_S))
 
     async def aclose(self) -> None:
-        """Finish what is being written, and close everything."""
-        await asyncio.to_thread(self._worker.stop, _STOP_S)
-        await self.collections.aclose()
-        await self.cache.aclose()
-        await self.limits.close()
-        for part in (self.answers, self.feedback, self.jobs, self.keys, self.metrics, self.tracing):
-            await asyncio.to_thread(part.close)
-        await asyncio.to_thread(self.app.close)
+        """Finish what is being written, and close everything, whatever fails at that."""
+        async with AsyncExitStack() as last:
+            last.push_async_callback(asyncio.to_thread, self.app.close)
+            parts = (self.tracing, self.metrics, self.keys, self.jobs, self.feedback, self.answers)
+            for part in parts:
+                last.push_async_callback(asyncio.to_thread, part.close)
+            last.push_async_callback(self.limits.close)
+            last.push_async_callback(self.cache.aclose)
+            last.push_async_callback(self.collections.aclose)
+            last.push_async_callback(asyncio.to_thread, self._worker.stop, _STOP_S)
 
     def _remember(self, asked: Asked, answer: dict[str, Any]) -> None:
         cited = tuple((one["document_id"], one["chunk_id"]) for one in answer["citations"])

@@ -29,7 +29,7 @@ ANSWERS, FEEDBACK = "answers.sqlite3", "feedback.sqlite3"
 RATINGS: tuple[RatingName, ...] = ("up", "down")
 RatingName: TypeAlias = Literal["up", "down"]
 
-_BATCH_S = 0.2  # how long an answer waits in memory
+BATCH_S = 0.2  # how long an answer waits in memory
 _WAITING = 4_096  # answers, some MB; more only while the disk does not keep up
 _ANSWERS_S, _ANSWERS = 7 * 86_400, 500_000
 _RATINGS = 100_000
@@ -117,18 +117,18 @@ class Answers:
         self._some.set()
 
     def get(self, request_id: str, tenant_key: str) -> Given:
-        """The answer. Raises NotFound if it is not known, or of another tenant."""
-        for last in (False, True):
-            self.flush()
-            rows = self._db.rows(
-                f"SELECT {_COLUMNS} FROM answers WHERE request_id = ? AND tenant_key = ?",
-                [request_id, tenant_key],
-            )
-            if rows:
-                return _given(rows[0])
-            if not last:  # another process may have given it just now
-                self._closed.wait(2 * _BATCH_S)
-        raise NotFound("there is no such answer", "answers can be rated for a week")
+        """The answer. Raises NotFound if it is not known, or of another tenant.
+
+        One that another process gave is known after `BATCH_S`.
+        """
+        self.flush()
+        rows = self._db.rows(
+            f"SELECT {_COLUMNS} FROM answers WHERE request_id = ? AND tenant_key = ?",
+            [request_id, tenant_key],
+        )
+        if not rows:
+            raise NotFound("there is no such answer", "answers can be rated for a week")
+        return _given(rows[0])
 
     def flush(self) -> None:
         """Have what was remembered on the disk. What cannot be written is dropped, and counted."""
@@ -169,7 +169,7 @@ class Answers:
     def _write(self) -> None:
         while not self._closed.is_set():
             self._some.wait()
-            self._closed.wait(_BATCH_S)
+            self._closed.wait(BATCH_S)
             self._some.clear()
             try:
                 self.flush()

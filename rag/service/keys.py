@@ -136,7 +136,7 @@ class Keys:
 
     def any(self) -> bool:
         """Whether there is a key that is neither revoked nor expired."""
-        return any(key.usable for key in self.list())
+        return any(key.usable for _, key, _ in self._current().values())
 
     def find(self, presented: str) -> Caller | None:
         """Who presents this; None unless it is a usable key, whatever else it is."""

@@ -148,6 +148,12 @@ def test_neighbours_come_after_their_passage_once(store: Counted) -> None:
     assert [hit.legs[0].name for hit in hits] == ["keyword", "neighbour", "neighbour"]
 
 
+def test_neighbours_that_the_filter_leaves_out_do_not_come_along(store: Counted) -> None:
+    options = SearchOptions(mode="keyword", expand=1)
+    hits = retriever(store).search("minutes", 1, parse({"position": {"$gte": 1}}), options).hits
+    assert ids(hits) == ["manual:v:1", "manual:v:2"]
+
+
 def test_diversity_prefers_what_differs(store: Counted) -> None:
     question = "depot closes five seven sunday pump"
     plain = retriever(store).search(question, 2).hits

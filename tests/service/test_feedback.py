@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,13 @@ def test_an_answer_can_be_rated_at_once(answers: Answers) -> None:
 def test_an_answer_of_another_process_can_be_rated(tmp_path: Path, answers: Answers) -> None:
     other = Answers(tmp_path)
     other.remember(given())
-    assert answers.get("r1", "acme").question == "Why?"
+
+    def known() -> bool:
+        with suppress(NotFound):
+            return answers.get("r1", "acme").question == "Why?"
+        return False
+
+    until(known)
     other.close()
 
 

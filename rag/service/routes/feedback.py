@@ -6,8 +6,10 @@ import asyncio
 
 from fastapi import APIRouter
 
+from rag.errors import NotFound
 from rag.service.access import DeskOf, Reader
 from rag.service.errors import responses
+from rag.service.feedback import BATCH_S
 from rag.service.schemas import FeedbackIn, FeedbackOut
 
 router = APIRouter(tags=["answers"])
@@ -19,7 +21,14 @@ async def feedback(body: FeedbackIn, desk: DeskOf, caller: Reader) -> FeedbackOu
 
     An answer can be rated for a week.
     """
-    answer = await asyncio.to_thread(desk.answers.get, body.answer_id, caller.tenant_key)
+    asked_for = body.answer_id, caller.tenant_key
+    try:
+        answer = await asyncio.to_thread(desk.answers.get, *asked_for)
+    except NotFound:
+        if desk.settings.workers == 1:
+            raise
+        await asyncio.sleep(2 * BATCH_S)  # another worker may have given it just now
+        answer = await asyncio.to_thread(desk.answers.get, *asked_for)
     caller.require("read", answer.collection)
     rated = await asyncio.to_thread(desk.feedback.add, answer, caller.id, body.rating, body.comment)
     return FeedbackOut(id=rated)
