@@ -56,8 +56,9 @@ class App:
         self.settings = settings
         self._say = say
         self._backends: dict[str, StoreBackend] = {}
-        self._making = threading.Lock()
+        self._generating = threading.Lock()
         self._generator: Generator | None = None
+        self._embedding = threading.Lock()  # its own: a model may be downloaded under it
         self._embedders: dict[str, Embedder] = {}
 
     @property
@@ -121,7 +122,7 @@ class App:
         values["model"] = model or settings.model
         if live and settings.precision == "auto" and live.precision in ("float32", "bfloat16"):
             values["precision"] = live.precision
-        with self._making:
+        with self._embedding:
             known = repr((settings.kind, sorted(values.items())))
             if known not in self._embedders:  # collections share the model in memory
                 self._embedders[known] = plugins.load("embedder", settings.kind)(
@@ -333,7 +334,7 @@ class App:
     @property
     def generator(self) -> Generator | None:
         """The language model of the settings, made once; None where answers are quoted."""
-        with self._making:  # two threads would load it twice
+        with self._generating:  # two threads would load it twice
             self._generator = self._generator or self._made_generator()
             return self._generator
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,8 +17,8 @@ class Breaker:
     """Closed, it lets all calls pass. After `failures` in a row it is open and lets none pass.
 
     `reset_s` seconds later it is half-open: one call may try, and closes it or opens it again. Only
-    `error` is a failure; what ends otherwise than by a result, such as a reader who
-    leaves, is neither failure nor success. Safe between threads.
+    `error` is a failure, but none that is `unless`; what ends otherwise than by a result, such as
+    a reader who leaves, is neither failure nor success. Safe between threads.
     """
 
     def __init__(
@@ -27,12 +27,14 @@ class Breaker:
         reset_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         error: type[RagError] = ModelUnavailable,
+        unless: tuple[type[RagError], ...] = (),
     ) -> None:
         """`clock` gives seconds."""
         self._most = failures
         self._reset = reset_s
         self._clock = clock
         self._error = error
+        self._unless = unless
         self._lock = threading.Lock()
         self._failures = 0
         self._opened: float | None = None
@@ -51,8 +53,9 @@ class Breaker:
         trial = self._enter()
         try:
             yield
-        except self._error:
-            self.failed()
+        except self._error as error:
+            if not isinstance(error, self._unless):
+                self.failed()
             raise
         else:
             self.worked()
@@ -92,3 +95,9 @@ class Breaker:
             f"it failed {self._most} times in a row and is left alone for {self._reset:g} s",
             "look at the server's log",
         )
+
+
+def worst(states: Iterable[State]) -> State:
+    """The state that lets the fewest calls pass; "closed" of none."""
+    order: tuple[State, ...] = ("closed", "half-open", "open")
+    return max(states, key=order.index, default="closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 pytest.register_assert_rewrite("stores.contract")
 
 ROOT = Path(__file__).parents[1]
+# A shell that starts this in the background lets it ignore interrupts, and its children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the pinned model comes from the package index
 # Kept between runs, outside the repository, because weights are large.
 CACHE = Path(os.environ.get("RAG_TEST_CACHE") or Path.home() / ".cache" / "ragline-tests")

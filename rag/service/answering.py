@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from rag.service.asking import Asked
 from rag.service.streaming import event_stream, unless_gone
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rag.service.schemas import QueryIn, SearchIn
 
 Json: TypeAlias = dict[str, Any]
+Result = TypeVar("Result")
 Events: TypeAlias = AsyncGenerator[tuple[str, Json]]
 
 
@@ -83,11 +84,10 @@ async def search(desk: Desk, caller: Caller, body: SearchIn, request_id: str) ->
     options = desk.app.search_options(**body.how())
     questions = body.questions()
     async with desk.admission.admitted(), desk.collections.using(collection) as opened:
-        finding = (
-            desk.finder.find(opened.retriever, question, body.top_k, where, options)
-            for question in questions
-        )
-        results = await asyncio.gather(*finding)
+        finding = [
+            desk.finder.find(opened, question, body.top_k, where, options) for question in questions
+        ]
+        results = await _all(finding)
     for result in results:
         desk.metrics.stages(result.timings_ms)
         desk.tracing.stages(result.laps, collection=collection, k=body.top_k)
@@ -105,6 +105,16 @@ async def search(desk: Desk, caller: Caller, body: SearchIn, request_id: str) ->
         "collection_generation": opened.generation,
         "request_id": request_id,
     }
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of all; where one raises, the others are ended, and that is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _hit(marker: int, hit: Hit) -> Json:

@@ -147,7 +147,7 @@ class Asking:
         """What the answerer gives, in its turn."""
 
         def find(*given: Any) -> Any:
-            return self._finder.find(opened.retriever, *given)
+            return self._finder.find(opened, *given)
 
         async with self._admission.admitted():
             answerer = self._app.answerer_over(

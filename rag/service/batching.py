@@ -19,14 +19,19 @@ class Batcher(Generic[Item, Result]):
     """Calls a function with many items at a time, in a thread. Belongs to one event loop."""
 
     def __init__(
-        self, call: Callable[[Sequence[Item]], Sequence[Result | Exception]], most: int = 32
+        self,
+        call: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        most: int = 32,
+        on_idle: Callable[[], object] = lambda: None,
     ) -> None:
         """`call` gives for each item, in order, its result or why there is none.
 
         `most` items go into a call. An exception that `call` raises is that of all its items.
+        `on_idle` is told each time that nobody waits any more.
         """
         self._call = call
         self._most = most
+        self._on_idle = on_idle
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -34,11 +39,6 @@ class Batcher(Generic[Item, Result]):
     def depth(self) -> int:
         """How many items wait for their batch."""
         return len(self._waiting)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody waits for it."""
-        return self._running is None
 
     async def __call__(self, item: Item) -> Result:
         """The result for one item. A caller that is cancelled before its batch costs nothing."""
@@ -56,6 +56,7 @@ class Batcher(Generic[Item, Result]):
                 await self._made([one for one in batch if not one[1].done()])
         finally:
             self._running = None
+            self._on_idle()
 
     async def _made(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         if not batch:

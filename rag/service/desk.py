@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rag import plugins
 from rag.app import App
-from rag.errors import ModelUnavailable, StoreUnavailable, UnknownCollection
+from rag.errors import ModelUnavailable, StoreError, StoreUnavailable, UnknownCollection
 from rag.service import cache, logs
 from rag.service.admission import Admission
 from rag.service.asking import Asked, Asking
 from rag.service.authentication import Authentication
 from rag.service.collections import Collections
-from rag.service.exposure import SEVERAL, on_loopback
+from rag.service.exposure import on_loopback
 from rag.service.feedback import Answers, Feedback, Given
 from rag.service.finding import Finder
 from rag.service.health import Health
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _STOP_S = 10.0
 _LAST_WORDS_S = 0.5  # of service.shutdown_s, to send what went wrong
+# Their generation is one read of memory or of SQLite. Other embedded stores may wait for another
+# process' turn, or ask a server of theirs.
+_QUICK = ("memory", "faiss")
 _THREADS = 32  # stores, embedders and files; more would only take turns at the same cores
 
 
@@ -68,6 +71,7 @@ class Desk:
             self.settings.concurrency, self.settings.queue, self.settings.deadline_s
         )
         self.collections = Collections(app)
+        self.collections.quick = settings.store in _QUICK
         self.finder = Finder(
             self.settings.store_failures,
             self.settings.store_reset_s,
@@ -112,8 +116,7 @@ class Desk:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         await asyncio.to_thread(lambda: self.app.generator)  # a wrong setting is told now
         with suppress(StoreUnavailable):  # it may come back
-            info = await asyncio.to_thread(self.app.backend.check)
-            self.collections.embedded = SEVERAL not in info.capabilities
+            await asyncio.to_thread(self.app.backend.check)
         self.metrics.gauges(
             {
                 "in_flight": lambda: self.admission.working,
@@ -122,7 +125,7 @@ class Desk:
         )
         self.metrics.breakers(
             {
-                "store": lambda: self.finder.store_breaker.state,
+                "store": lambda: self.collections.state,
                 "embedder": lambda: self.finder.embedder_breaker.state,
                 "generator": lambda: self.app.breaker.state,
                 "cache": lambda: self.cache.state,
@@ -172,7 +175,11 @@ class Desk:
         return f"{self.app.settings.store}: {info.version}"
 
     async def _check_embedder(self) -> str:
-        embedder = await asyncio.to_thread(self.app.embedder)
+        try:  # the one that is used: another would be a second copy in memory
+            async with self.collections.using(self.app.settings.collection) as opened:
+                embedder = opened.retriever.embedder
+        except StoreError:
+            embedder = await asyncio.to_thread(self.app.embedder)
         await asyncio.to_thread(embedder.embed_queries, ["ready"])
         return embedder.fingerprint.model
 

@@ -6,7 +6,6 @@ searched in one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from rag.breaker import Breaker
-from rag.errors import StoreUnavailable
 from rag.filters import Filter
 from rag.laps import Laps
 from rag.protocols import Embedder
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rag.service.cache import CachedQueries
+    from rag.service.collections import Opened
 
     Vector: TypeAlias = NDArray[np.float32]
 
@@ -58,28 +57,30 @@ class Finder:
         reranks: bool,
         count: Callable[[str, str], None] = lambda _cache, _result: None,
     ) -> None:
-        """After `failures` in a row the store or the embedder is left alone for `reset_s` seconds.
+        """After `failures` in a row the embedder is left alone for `reset_s` seconds.
 
-        With `reranks`, searches that rerank go alone: a reranker reads question by question.
+        With `reranks`, searches that rerank go one by one: a reranker reads question by question,
+        and would keep the threads from those that wait for no model.
         `count` is told "vectors" and whether the cache had one: "hit", "miss" or "down".
         """
         self._count = count
         self._queries = queries
         self._reranks = reranks
-        self.store_breaker = Breaker(failures, reset_s, error=StoreUnavailable)
         self.embedder_breaker = Breaker(failures, reset_s)
         self._embedding: dict[Embedder, Batcher[str, Vector]] = {}  # few: applications share them
         self._searching: dict[Retriever, Batcher[Sought, Retrieved]] = {}
+        self._reranking: Batcher[tuple[Opened, Sought], Retrieved] = Batcher(self._rerank, most=1)
 
     @property
     def depth(self) -> int:
         """How many questions wait for a batch."""
-        embedding = sum(batcher.depth for batcher in self._embedding.values())
-        return embedding + sum(batcher.depth for batcher in self._searching.values())
+        embedding = sum(batcher.depth for batcher in list(self._embedding.values()))
+        searching = sum(batcher.depth for batcher in list(self._searching.values()))
+        return embedding + searching + self._reranking.depth
 
     async def find(
         self,
-        retriever: Retriever,
+        opened: Opened,
         question: str,
         k: int,
         where: Filter | None,
@@ -90,17 +91,13 @@ class Finder:
         laps = Laps()
         vector, degraded = None, False
         if options.mode != "keyword":
-            vector, degraded = await self._vector(retriever.embedder, question)
+            vector, degraded = await self._vector(opened.retriever.embedder, question)
         laps.lap("embed")
         sought = Sought(question, vector, k, where, options)
         if self._reranks and options.rerank:
-            search = partial(self._search_alike, retriever)
-            [result] = await asyncio.to_thread(search, [sought])
-            if isinstance(result, Exception):
-                raise result
-            found = result
+            found = await self._reranking((opened, sought))
         else:
-            found = await self._together(retriever, sought)
+            found = await self._together(opened, sought)
         # New lists, for the results of a batch share theirs.
         return replace(
             found,
@@ -129,38 +126,39 @@ class Finder:
         with self.embedder_breaker.calling():
             return list(embedder.embed_queries(texts))
 
-    async def _together(self, retriever: Retriever, sought: Sought) -> Retrieved:
+    async def _together(self, opened: Opened, sought: Sought) -> Retrieved:
+        retriever = opened.retriever
         batcher = self._searching.get(retriever)
         if batcher is None:
-            batcher = self._searching[retriever] = Batcher(partial(self._search, retriever))
-        try:
-            return await batcher(sought)
-        finally:
-            if batcher.idle:  # a collection that was written has another retriever from then on
-                self._searching.pop(retriever, None)
+            # Dropped when idle: a collection that was written has another retriever from then on.
+            batcher = self._searching[retriever] = Batcher(
+                partial(self._search, opened), on_idle=partial(self._searching.pop, retriever)
+            )
+        return await batcher(sought)
 
-    def _search(
-        self, retriever: Retriever, sought: Sequence[Sought]
-    ) -> Sequence[Retrieved | Exception]:
+    def _rerank(self, sought: Sequence[tuple[Opened, Sought]]) -> Sequence[Retrieved | Exception]:
+        return [found for opened, one in sought for found in self._search_alike(opened, [one])]
+
+    def _search(self, opened: Opened, sought: Sequence[Sought]) -> Sequence[Retrieved | Exception]:
         groups: dict[object, list[int]] = {}
         for n, one in enumerate(sought):
             groups.setdefault(one.alike, []).append(n)
         found: dict[int, Retrieved | Exception] = {}
         for rows in groups.values():
-            results = self._search_alike(retriever, [sought[n] for n in rows])
+            results = self._search_alike(opened, [sought[n] for n in rows])
             found.update(zip(rows, results, strict=True))
         return [found[n] for n in range(len(sought))]
 
     def _search_alike(
-        self, retriever: Retriever, sought: Sequence[Sought]
+        self, opened: Opened, sought: Sequence[Sought]
     ) -> Sequence[Retrieved | Exception]:
         how = sought[0]
         questions = [one.question for one in sought]
         given = [one.vector for one in sought if one.vector is not None]
         vectors = np.stack(given) if given else None
         try:
-            with self.store_breaker.calling():
-                return retriever.search_many(
+            with opened.breaker.calling():
+                return opened.retriever.search_many(
                     questions, how.k, how.where, how.options, vectors=vectors
                 )
         except Exception as error:  # of these alone

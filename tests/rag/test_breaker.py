@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from rag.breaker import Breaker
-from rag.errors import ContextTooLong, ModelUnavailable
+from rag.breaker import Breaker, worst
+from rag.errors import CollectionGone, ContextTooLong, ModelUnavailable, StoreUnavailable
 
 
 class Clock:
@@ -68,6 +68,20 @@ def test_what_is_neither_failure_nor_success_changes_nothing(other: BaseExceptio
     clock.now = 60
     end(breaker, other)
     assert breaker.state == "half-open"
+
+
+def test_an_error_that_says_nothing_of_the_part_is_no_failure() -> None:
+    breaker = Breaker(1, 30, Clock(), error=StoreUnavailable, unless=(CollectionGone,))
+    end(breaker, CollectionGone("dropped"))
+    assert breaker.state == "closed"
+    end(breaker, StoreUnavailable("down"))
+    assert breaker.state == "open"
+
+
+def test_the_worst_state_of_several() -> None:
+    assert worst([]) == "closed"
+    assert worst(["closed", "half-open", "closed"]) == "half-open"
+    assert worst(["open", "half-open"]) == "open"
 
 
 def test_after_a_while_one_call_tries_and_closes_it() -> None:
