@@ -138,10 +138,12 @@ def check_metadata(metadata: Mapping[str, object]) -> None:
         if not isinstance(key, str) or not key or key.startswith("$") or not _is_text(key):
             raise InputError(f"metadata key {_show(key)} is not a plain name", "rename it")
         if key in BUILT_IN_FIELDS:
-            raise InputError(f"metadata key {key!r} is one of the chunk's own fields", "rename it")
+            raise InputError(
+                f"metadata key {_show(key)} is one of the chunk's own fields", "rename it"
+            )
         if not _is_scalar(value) or (isinstance(value, str) and len(value) > _MAX_TEXT):
             raise InputError(
-                f"metadata {key!r} cannot be {_show(value)}",
+                f"metadata {_show(key)} cannot be {_show(value)}",
                 f"use text of up to {_MAX_TEXT} characters, a finite 64-bit number or true/false",
             )
 
@@ -190,7 +192,7 @@ def _parse_field(name: str, value: object, depth: int) -> Filter:
     if not isinstance(value, Mapping):
         return Compare(name, "eq", _scalar(name, value))
     if not value:
-        raise InvalidFilter(f"no operator for field {name!r}", _HINT)
+        raise InvalidFilter(f"no operator for field {_show(name)}", _HINT)
     if depth > _MAX_DEPTH:
         raise InvalidFilter(f"the filter is nested more than {_MAX_DEPTH} deep", "flatten it")
     parts = [_parse_operator(name, str(op), operand, depth) for op, operand in value.items()]
@@ -206,29 +208,31 @@ def _parse_operator(name: str, op: str, operand: object, depth: int) -> Filter:
         case "$gt" | "$gte" | "$lt" | "$lte":
             value = _scalar(name, operand)
             if isinstance(value, bool):
-                raise InvalidFilter(f"{op} on {name!r} takes a number or text", "use $eq")
+                raise InvalidFilter(f"{op} on {_show(name)} takes a number or text", "use $eq")
             ordered: dict[str, Op] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
             return Compare(name, ordered[op], value)
         case "$in" | "$nin":
             if not isinstance(operand, list):
-                raise InvalidFilter(f"{op} on {name!r} takes a list, not {_show(operand)}", _HINT)
+                raise InvalidFilter(
+                    f"{op} on {_show(name)} takes a list, not {_show(operand)}", _HINT
+                )
             among = Compare(name, "in", tuple(_scalar(name, item) for item in operand))
             return among if op == "$in" else Not(among)
         case "$exists":
             if not isinstance(operand, bool):
-                raise InvalidFilter(f"$exists on {name!r} takes true or false", _HINT)
+                raise InvalidFilter(f"$exists on {_show(name)} takes true or false", _HINT)
             return Compare(name, "exists", operand)
         case "$not":
             return Not(_parse_field(name, operand, depth + 1))
         case _:
-            raise InvalidFilter(f"unknown operator {op!r} on field {name!r}", _HINT)
+            raise InvalidFilter(f"unknown operator {_show(op)} on field {_show(name)}", _HINT)
 
 
 def _scalar(name: str, value: object) -> Scalar:
     if _is_scalar(value):
         return value
     raise InvalidFilter(
-        f"field {name!r} cannot be compared with {_show(value)}",
+        f"field {_show(name)} cannot be compared with {_show(value)}",
         "compare with text, a finite number or true/false",
     )
 

@@ -286,6 +286,18 @@ def test_settings_come_in_layers_and_secrets_are_masked(tmp_path: Path) -> None:
     assert "RAG_TYPO" in done.err
 
 
+def test_lists_and_objects_can_be_set_in_json() -> None:
+    done = rag(
+        *("--set", 'service.trusted_proxies=["10.0.0.1"]'),
+        *("--set", 'generator.options={"seed": 7}'),
+        *("--set", "embedder.query_prefix=[q] "),
+        *("config", "show", "--json"),
+    )
+    assert done.json["service.trusted_proxies"]["value"] == ["10.0.0.1"]
+    assert done.json["generator.options.seed"] == {"value": 7, "from": "command line"}
+    assert done.json["embedder.query_prefix"]["value"] == "[q] "
+
+
 def test_a_config_that_is_not_toml_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "rag.toml").write_text("collection = ")
     done = rag("config", "show", cwd=tmp_path)

@@ -28,7 +28,7 @@ from rag.cli import (
     stores,
     tuning,
 )
-from rag.cli.context import pair
+from rag.cli.context import listed, pair
 from rag.errors import EXIT_CODES, RagError, RagWarning
 
 _EPILOG = "\b\nExit status:\n" + "\n".join(f"  {c:>3}  {text}" for c, text in EXIT_CODES.items())
@@ -44,7 +44,11 @@ _EPILOG = "\b\nExit status:\n" + "\n".join(f"  {c:>3}  {text}" for c, text in EX
 )
 @click.option("--data-dir", type=Path, help="Folder that holds all data (RAG_DATA_DIR).")
 @click.option(
-    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, for this run."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any setting, for this run; lists and objects in JSON.",
 )
 @click.option("--debug", is_flag=True, envvar="RAG_DEBUG", help="Show the trace of an error.")
 @click.pass_context
@@ -57,6 +61,7 @@ def cli(
 ) -> None:
     """Answers from your own documents, with the source of each sentence."""
     values: dict[str, Any] = dict(pair(text, "--set") for text in assignments)
+    values = {name: listed(text) for name, text in values.items()}
     if data_dir is not None:
         values["data_dir"] = data_dir
     context.obj = {"config": config, "values": values}

@@ -91,6 +91,16 @@ def scalar(text: str) -> Scalar:
     return value if isinstance(value, str | int | float) else text
 
 
+def listed(text: str) -> Any:
+    """A list or an object if it is written like one in JSON, otherwise text."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def confirm(yes: bool, question: str) -> None:
     """Ask before data is deleted."""
     if yes:

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
 
-from rag.errors import Unauthenticated
+from rag.errors import Forbidden, Unauthenticated
 from rag.service.callers import ANYONE, Caller, Scope
 from rag.service.desk import Desk
 
@@ -47,3 +47,17 @@ class Allowed:
 DeskOf: TypeAlias = Annotated[Desk, Depends(desk_of)]
 Reader: TypeAlias = Annotated[Caller, Depends(Allowed("read"))]
 Writer: TypeAlias = Annotated[Caller, Depends(Allowed("write"))]
+
+
+async def _operator(caller: Reader) -> Caller:
+    limited = caller.tenant or caller.collections is not None
+    if limited and "admin" not in caller.scopes:
+        raise Forbidden(
+            "this key sees a part only, and this tells of all",
+            "use a key without --tenant and --collection",
+        )
+    return caller
+
+
+Operator: TypeAlias = Annotated[Caller, Depends(_operator)]
+"""Who may know how the service does for everybody: a reader of all, or an admin."""

@@ -53,6 +53,7 @@ def create(settings: Settings, app: App | None = None) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,  # it would send clients to whatever their Host header says
         telemetry=tracing.fastapi,
     )
     answer_errors(api)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +25,7 @@ from rag.service.schemas import (
     MaxTokens,
     QueryIn,
     TurnIn,
+    legible,
 )
 
 Json: TypeAlias = dict[str, Any]
@@ -52,8 +54,9 @@ def _text_or_parts(text: Json) -> WithJsonSchema:
 
 Asked: TypeAlias = Annotated[
     str,
-    Field(max_length=MAX_QUESTION, pattern=TEXT),
+    Field(max_length=MAX_QUESTION),
     BeforeValidator(_joined),
+    AfterValidator(legible),
     _text_or_parts({"type": "string", "minLength": 1, "maxLength": MAX_QUESTION, "pattern": TEXT}),
 ]
 Said: TypeAlias = Annotated[
@@ -179,3 +182,23 @@ class ChatIn(Lenient):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             temperature=self.temperature,
         )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "rag",
+                    "messages": [{"role": "user", "content": "How many days of leave do I get?"}],
+                },
+                {
+                    "model": "rag",
+                    "messages": [
+                        {"role": "user", "content": "How many days of leave do I get?"},
+                        {"role": "assistant", "content": "30 days a year [1]."},
+                        {"role": "user", "content": "And in the first year?"},
+                    ],
+                    "stream": True,
+                },
+            ]
+        }
+    )

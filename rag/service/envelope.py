@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -15,8 +16,9 @@ from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag.errors import Forbidden, Overloaded, RequestRefused, TooLarge, TooSlow
+from rag.errors import Forbidden, Overloaded, RequestRefused, TooLarge, TooManyRequests, TooSlow
 from rag.service import logs
+from rag.service.callers import ANYONE
 from rag.service.errors import code_of, problem, unexpected
 from rag.service.replies import json_response
 from rag.service.tracing import trace_id
@@ -70,6 +72,8 @@ class Envelope:
                 # Routes keep the deadline themselves; this is for what waits on the client.
                 async with asyncio.timeout(self._desk(scope).settings.deadline_s + _GRACE_S):
                     await self._app(scope, body, send_with_headers)
+                    if status in (400, 413):
+                        await self._count(scope)
             except (TimeoutError, asyncio.CancelledError) as error:
                 late = _late(error, body)
                 state["failure"] = code_of(late)
@@ -120,14 +124,25 @@ class Envelope:
             return Forbidden("the Host header names another machine", "use localhost or 127.0.0.1")
         return None
 
+    async def _count(self, scope: Scope) -> None:
+        """Count a request against its address whose body failed before its key was looked at."""
+        desk = self._desk(scope)
+        if desk.guarded and "caller" not in _state(scope):
+            with suppress(TooManyRequests):
+                await desk.limits.hit(ANYONE.id, (scope["client"] or [""])[0])
+
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path_format", "unknown")
-        state = scope["state"]
-        if isinstance(state, State):
-            state = state._state
+        state = _state(scope)
         known = {name: state[name] for name in _TOLD if name in state}
         self._desk(scope).metrics.request(route, scope["method"], status, seconds)
         logs.access(scope["method"], route, status, seconds * 1000, **known)
+
+
+def _state(scope: Scope) -> dict[str, Any]:
+    state = scope["state"]
+    known: dict[str, Any] = state._state if isinstance(state, State) else state
+    return known
 
 
 def _enclosed(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:

@@ -127,6 +127,19 @@ class Jobs:
         """
         return self._add("delete", Upload(collection, source, document_id, Path()), tenant_key, {})
 
+    def coming(self, collection: str, document_id: str, tenant_key: str) -> str | None:
+        """The source of a document that is being taken in; None if it is not, or of another tenant.
+
+        "" sees those of all tenants.
+        """
+        rows = self._db.rows(
+            "SELECT source FROM jobs WHERE collection = ? AND document_id = ? "
+            "AND ? IN ('', tenant_key) AND kind = 'ingest' AND state IN ('queued', 'running') "
+            "AND NOT cancelled LIMIT 1",
+            [collection, document_id, tenant_key],
+        )
+        return rows[0]["source"] if rows else None
+
     def get(self, job_id: str, tenant_key: str) -> Job:
         """The job. Raises NotFound if it is forgotten or of another tenant; "" sees all."""
         rows = self._db.rows(

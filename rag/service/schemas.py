@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from rag.filters import Filter, parse
 from rag.retrieve import MAX_QUESTION, Mode
@@ -13,6 +25,7 @@ from rag.types import DocumentRecord, Sampling, Turn
 
 MAX_TOP_K = 100
 MAX_QUESTIONS = 64
+MAX_TOGETHER = 64_000  # characters of the questions of a search: they are embedded in one go
 MAX_TURNS = 50
 MAX_ANSWER = 100_000  # characters of an earlier answer
 
@@ -21,6 +34,14 @@ _CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f"
 TEXT = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
+
+def legible(text: str) -> str:
+    """The text, which must match `TEXT`. Pydantic's own error would show that pattern."""
+    if not text or text.isspace() or re.search(f"[{_CONTROL}]", text):
+        raise PydanticCustomError("text", "is empty or holds control characters")
+    return text
+
+
 Where: TypeAlias = Annotated[
     dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/Filter"})
 ]
@@ -28,11 +49,11 @@ Where: TypeAlias = Annotated[
 Question: TypeAlias = Annotated[
     str,
     Field(
-        min_length=1,
         max_length=MAX_QUESTION,
-        pattern=TEXT,
+        json_schema_extra={"minLength": 1, "pattern": TEXT},
         examples=["How many days of leave do I get?"],
     ),
+    AfterValidator(legible),
 ]
 CollectionName: TypeAlias = Annotated[
     str | None, Field(pattern=NAME, description="By default the collection of the settings.")
@@ -47,6 +68,9 @@ def _whole(value: object) -> object:
 TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
 Expand: TypeAlias = Annotated[int, Field(ge=0, le=10), BeforeValidator(_whole)]
 MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
+
+
+_AS_SET = "By default as in the settings."
 
 
 class Strict(BaseModel):
@@ -66,12 +90,26 @@ class Searching(Strict):
     """What /query and /search have in common."""
 
     collection: CollectionName = None
-    top_k: TopK = 5
-    where: Where | None = None
-    mode: Mode | None = None
-    rerank: bool | None = None
-    diversity: float | None = Field(default=None, ge=0, le=1)
-    expand: Expand | None = None
+    top_k: TopK = Field(default=5, description="How many passages at most.")
+    where: Where | None = Field(
+        default=None, description="Only from documents whose metadata is like this."
+    )
+    mode: Mode | None = Field(
+        default=None, description=f"By meaning, by words, or by both. {_AS_SET}"
+    )
+    rerank: bool | None = Field(
+        default=None, description=f"Whether a reranker, if one is set, reads the best. {_AS_SET}"
+    )
+    diversity: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description=f"How much passages should differ: 0 not at all, 1 above all. {_AS_SET}",
+    )
+    expand: Expand | None = Field(
+        default=None,
+        description=f"How many neighbours before and after each passage go along. {_AS_SET}",
+    )
 
     def condition(self) -> Filter | None:
         """The filter. Raises InvalidFilter."""
@@ -86,7 +124,11 @@ class QueryIn(Searching):
     """A question."""
 
     question: Question
-    history: list[TurnIn] = Field(default=[], max_length=MAX_TURNS)
+    history: list[TurnIn] = Field(
+        default=[],
+        max_length=MAX_TURNS,
+        description="What was asked and answered before, oldest first.",
+    )
     max_tokens: MaxTokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool = False
@@ -115,19 +157,53 @@ class QueryIn(Searching):
     )
 
 
+_QUESTIONS = (
+    f"send one question, or a list of 1 to {MAX_QUESTIONS}: each a text of at most "
+    f"{MAX_QUESTION:,} characters, not empty and without control characters"
+)
+
+
 class SearchIn(Searching):
     """A question, or several at once."""
 
     question: (
         Question | Annotated[list[Question], Field(min_length=1, max_length=MAX_QUESTIONS)]
     ) = Field(
-        description=f"One, or up to {MAX_QUESTIONS}.",
+        description=f"One, or up to {MAX_QUESTIONS} of {MAX_TOGETHER:,} characters together.",
         examples=["balance the cells", ["balance the cells", "error E-22"]],
     )
+
+    @field_validator("question", mode="wrap")
+    @classmethod
+    def _checked(cls, given: object, check: ValidatorFunctionWrapHandler) -> str | list[str]:
+        try:
+            question: str | list[str] = check(given)
+        except ValidationError as error:
+            raise PydanticCustomError("questions", _QUESTIONS) from error
+        if isinstance(question, list) and sum(map(len, question)) > MAX_TOGETHER:
+            raise PydanticCustomError(
+                "questions",
+                f"is over {MAX_TOGETHER:,} characters together; ask in several requests",
+            )
+        return question
 
     def questions(self) -> list[str]:
         """Always a list."""
         return [self.question] if isinstance(self.question, str) else self.question
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"question": "balance the cells"},
+                {
+                    "question": ["balance the cells", "error E-22"],
+                    "top_k": 3,
+                    "where": {"lang": "en"},
+                    "mode": "keyword",
+                },
+            ]
+        }
+    )
 
 
 class CitationOut(BaseModel):
@@ -275,6 +351,19 @@ class FeedbackIn(Strict):
     answer_id: str = Field(pattern="^[0-9a-f]{32}$", examples=["5f0c3c0e9a0b4f6fb1f2a3c4d5e6f708"])
     rating: Literal["up", "down"]
     comment: str = Field(default="", max_length=4_000, examples=["The allowance changed in 2025."])
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"answer_id": "5f0c3c0e9a0b4f6fb1f2a3c4d5e6f708", "rating": "up"},
+                {
+                    "answer_id": "5f0c3c0e9a0b4f6fb1f2a3c4d5e6f708",
+                    "rating": "down",
+                    "comment": "The allowance changed in 2025.",
+                },
+            ]
+        }
+    )
 
 
 class FeedbackOut(BaseModel):

@@ -16,6 +16,9 @@ import pytest
 from http_client import QUESTION, client, problem
 from service import Service, new_key, sample_data, service
 
+from rag.service.jobs import Jobs
+from rag.service.uploads import Uploads
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
@@ -135,9 +138,28 @@ def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
             assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_too_many_questions_at_once(api: httpx2.Client) -> None:
-    problem(api.post("/search", json={"question": ["x"] * 65}), 422, "invalid_request")
-    problem(api.post("/search", json={"question": []}), 422, "invalid_request")
+@pytest.mark.parametrize("wrong", [["x"] * 65, [], ["x", 7], ["x", " "], "x" * 8_001], ids=len)
+def test_what_is_right_is_said_of_wrong_questions(api: httpx2.Client, wrong: Any) -> None:
+    said = problem(api.post("/search", json={"question": wrong}), 422, "invalid_request")["message"]
+    assert "a list of 1 to 64" in said and "at most 8,000 characters" in said
+
+
+def test_too_much_at_once(api: httpx2.Client) -> None:
+    reply = api.post("/search", json={"question": ["x" * 8_000] * 8 + ["x"]})
+    assert "64,000" in problem(reply, 422, "invalid_request")["message"]
+
+
+@pytest.mark.parametrize("question", [" \n ", "a\x1bb"], ids=repr)
+def test_a_question_without_text_is_called_so(api: httpx2.Client, question: str) -> None:
+    message = problem(api.post("/query", json={"question": question}), 422, "invalid_request")
+    assert message["message"] == "question: is empty or holds control characters"
+
+
+def test_what_was_sent_is_not_echoed_whole(api: httpx2.Client) -> None:
+    for where in ({"year": {"$" + "x" * 50_000: 1}}, {"x" * 50_000: {"$in": 5}}):
+        reply = api.post("/search", json={"question": "x", "where": where})
+        problem(reply, 422, "invalid_filter")
+        assert len(reply.content) < 1_000
 
 
 @pytest.mark.parametrize(
@@ -145,6 +167,7 @@ def test_too_many_questions_at_once(api: httpx2.Client) -> None:
     [
         ("GET", "/nothing", 404),
         ("GET", "/query", 405),
+        ("GET", "/collections/", 404),  # no redirect: it would go where the Host header says
         ("DELETE", "/collections/default", 405),
         ("GET", "/collections/nowhere", 404),
         ("GET", "/collections/..%2F..%2Fetc", 404),
@@ -215,6 +238,72 @@ def test_an_upload_with_wrong_metadata(api: httpx2.Client, metadata: str) -> Non
 
 def test_an_upload_without_a_file(api: httpx2.Client) -> None:
     problem(api.post("/documents", data={"metadata": "{}"}), 422, "input_error")
+
+
+def test_a_form_that_is_none(api: httpx2.Client) -> None:
+    note = ("note.txt", b"A note.")
+    for reply in (
+        api.post("/documents", content="x", headers={"Content-Type": "multipart/form-data"}),
+        api.post("/documents", files=[("file", note), ("file", note)]),
+        api.post("/documents", files={"file": note}, data={"metadata": "x" * 30_000}),
+    ):
+        assert "multipart form" in problem(reply, 422, "input_error")["hint"]
+
+
+def test_a_full_queue_refuses_a_file_before_it_is_sent(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path / "service" / "uploads", 1, [".txt"])
+    jobs = Jobs(tmp_path / "service", uploads, 1)
+    jobs.add(uploads.keep(io.BytesIO(b"A note."), "note.txt", "default", {}), "", {})
+    task = jobs.take("default", "worker")
+    assert task is not None
+    jobs.again(task, "it waits", 3_600)
+    jobs.close()
+    with service(tmp_path, settings={"service.max_jobs": 1}, until="/health/live") as running:
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname or "", address.port or 0)) as sending:
+            sending.settimeout(30)
+            sending.sendall(
+                f"POST /documents HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 9999\r\n"
+                "Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode()
+            )
+            assert sending.recv(65536).startswith(b"HTTP/1.1 503 ")
+
+
+def test_probes_may_ask_with_head(api: httpx2.Client) -> None:
+    for path in ("/health/live", "/health/ready"):
+        reply = api.head(path)
+        assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_a_key_for_a_part_does_not_see_how_all_are_served(tmp_path: Path) -> None:
+    options = {
+        "part": ("--collection", "default"),
+        "tenant": ("--tenant", '{"tenant": "acme"}'),
+        "all": ("--scope", "read"),
+        "admin": ("--scope", "admin", "--collection", "default"),
+    }
+    keys = {name: new_key(tmp_path, *given) for name, given in options.items()}
+    with service(tmp_path, until="/health/live") as running:
+        for name, key in keys.items():
+            with client(running.url, key) as api:
+                for path in ("/metrics", "/health"):
+                    if name in ("part", "tenant"):
+                        problem(api.get(path), 403, "forbidden")
+                    else:
+                        assert api.get(path).status_code == 200
+
+
+def test_what_is_no_json_counts_against_who_has_no_key(tmp_path: Path) -> None:
+    new_key(tmp_path)
+    settings = {"service.address_limit": "3/hour"}
+    with (
+        service(tmp_path, settings=settings, until="/health/live") as running,
+        client(running.url) as api,
+    ):
+        headers = {"Content-Type": "application/json"}
+        for _ in range(3):
+            problem(api.post("/query", content="{", headers=headers), 400, "malformed_json")
+        problem(api.post("/query", json={"question": "x"}), 429, "too_many_requests")
 
 
 def test_wrong_keys_open_nothing(tmp_path: Path) -> None:

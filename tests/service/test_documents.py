@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 from commands import rag
 from documents import ended, sources, taken_in, upload
-from http_client import client, problem
+from http_client import client, events, problem
 from service import SAMPLE, Service, sample_data, service
 
 PDF = SAMPLE / "manuals" / "hx-220-installation-manual.pdf"
@@ -139,6 +140,42 @@ def test_a_deleted_document_can_come_back(api: httpx2.Client) -> None:
         path = f"/documents/{job['document_id']}"
         assert api.delete(path, params={"collection": "back"}).status_code == 200
         assert sources(api, "back") == []
+
+
+def test_a_document_can_be_deleted_while_it_is_taken_in(api: httpx2.Client) -> None:
+    job = upload(api, "hx.pdf", PDF, collection="hasty")
+    path, where = f"/documents/{job['document_id']}", {"collection": "hasty"}
+    reply = api.delete(path, params=where)
+    assert reply.status_code in (200, 202), reply.text
+    assert ended(api, reply.json())["state"] == "done"
+    ended(api, job)
+    assert api.get(path, params=where).status_code == 404
+
+
+def test_listing_waits_its_turn_and_no_longer_than_the_deadline(tmp_path: Path) -> None:
+    data_dir = sample_data(tmp_path / "data")
+    paths = ("/documents", "/documents/x", "/collections/default")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        busy = {
+            "generator.url": f"http://127.0.0.1:{silent.getsockname()[1]}/v1",
+            "generator.model": "m",
+            "service.concurrency": 1,
+            "service.queue": 0,
+        }
+        with service(data_dir, settings=busy) as running, client(running.url) as api:
+            body = {"question": ADDRESS, "stream": True}
+            with api.stream("POST", "/query", json=body) as answering:
+                stream = events(answering)  # kept, for its end closes the connection
+                assert next(stream).name == "sources"
+                for path in paths:
+                    assert "waiting" in problem(api.get(path), 503, "overloaded")["message"]
+    hasty = {"service.deadline_s": 0.0001}
+    with (
+        service(data_dir, settings=hasty, until="/health/live") as running,
+        client(running.url) as api,
+    ):
+        for path in paths:
+            assert "0.0001 s" in problem(api.get(path), 503, "overloaded")["message"]
 
 
 def test_what_another_process_ingests_is_seen_at_once(

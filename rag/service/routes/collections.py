@@ -28,7 +28,11 @@ async def collection(
     """What a collection says of itself. `chunks` are those that the caller may see."""
     caller.require("read", name)
     where = caller.within(None)
-    async with desk.collections.using(name) as opened:
+    async with (
+        desk.admission.within_deadline(),
+        desk.admission.admitted(),
+        desk.collections.using(name) as opened,
+    ):
         info = opened.info
         chunks = await asyncio.to_thread(opened.retriever.store.count, where)
     return CollectionOut(

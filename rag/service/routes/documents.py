@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rag.errors import InputError, UnknownDocument
@@ -27,6 +30,7 @@ from rag.types import DocumentRecord
 router = APIRouter(tags=["documents"])
 
 _FIELD = 20_000  # bytes
+_SEND_FORM = "send a multipart form with one file, and collection and metadata (up to 16 KB)"
 _POLL_S = 0.02
 _WAIT_S = 10.0  # for a deletion, which takes milliseconds unless something is being ingested
 DocumentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
@@ -69,8 +73,9 @@ async def upload(request: Request, desk: DeskOf, caller: Writer) -> JobOut:
 
     The same file name again replaces the document.
     """
+    await asyncio.to_thread(desk.jobs.check_room)
     # The form is read here, not by FastAPI, which would read it before the key is checked.
-    async with request.form(max_files=1, max_fields=2, max_part_size=_FIELD) as form:
+    async with _form(request) as form:
         if unknown := sorted(set(form) - {"file", "collection", "metadata"}):
             raise InputError(f"there is no field {unknown[0]!r}", "send file, collection, metadata")
         file, collection = form.get("file"), form.get("collection")
@@ -84,7 +89,6 @@ async def upload(request: Request, desk: DeskOf, caller: Writer) -> JobOut:
         request.state.collection = name
         stamp = caller.stamp()
         metadata = stamped(_object(form.get("metadata", "{}")), stamp)
-        await asyncio.to_thread(desk.jobs.check_room)
         kept = await asyncio.to_thread(
             desk.uploads.keep, file.file, file.filename or "", name, stamp
         )
@@ -110,8 +114,13 @@ async def documents(
 ) -> DocumentsOut:
     """The documents that the caller may see, ordered by source."""
     name = desk.collection(caller, collection)
-    async with desk.collections.using(name) as opened:
-        store, where = opened.retriever.store, caller.within(None)
+    where = caller.within(None)
+    async with (
+        desk.admission.within_deadline(),
+        desk.admission.admitted(),
+        desk.collections.using(name) as opened,
+    ):
+        store = opened.retriever.store
 
         def listed() -> list[DocumentRecord]:
             return list(islice(store.documents(where), offset, offset + limit))
@@ -137,12 +146,16 @@ async def document(
 async def delete(
     document_id: DocumentId, desk: DeskOf, caller: Writer, collection: Collection = None
 ) -> Response:
-    """Delete a document: once the job is done, it is in no answer any more."""
+    """Delete a document: once the job is done, it is in no answer any more.
+
+    One that is still being taken in is deleted too.
+    """
     name = desk.collection(caller, collection, "write")
-    record = await _record(desk, caller, name, document_id)
-    job = await asyncio.to_thread(
-        desk.jobs.delete, name, document_id, record.source, caller.tenant_key
-    )
+    asked_for = name, document_id, caller.tenant_key
+    source = await asyncio.to_thread(desk.jobs.coming, *asked_for)
+    if source is None:  # asked last, as what was coming may have come meanwhile
+        source = (await _record(desk, caller, name, document_id)).source
+    job = await asyncio.to_thread(desk.jobs.delete, name, document_id, source, caller.tenant_key)
     for _ in range(round(_WAIT_S / _POLL_S)):
         if job.state in ("done", "failed"):
             break
@@ -153,15 +166,34 @@ async def delete(
 
 async def _record(desk: Desk, caller: Caller, collection: str, document_id: str) -> DocumentRecord:
     """The newest version. Raises UnknownDocument, also for one that the caller may not see."""
-    async with desk.collections.using(collection) as opened:
+    where = caller.within(Compare("document_id", "eq", document_id))
+    async with (
+        desk.admission.within_deadline(),
+        desk.admission.admitted(),
+        desk.collections.using(collection) as opened,
+    ):
         store = opened.retriever.store
-        where = caller.within(Compare("document_id", "eq", document_id))
         records = await asyncio.to_thread(lambda: list(store.documents(where)))
     if not records:
         raise UnknownDocument(
             f"collection {collection!r} holds no document {document_id!r}", "see GET /documents"
         )
     return max(records, key=lambda record: record.ingested_at)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """The form of a request. Raises InputError for what is none."""
+    try:
+        form = await request.form(max_files=1, max_fields=2, max_part_size=_FIELD)
+    except HTTPException as error:
+        if error.status_code != 400:  # the body is over the limit
+            raise
+        raise InputError(f"the form cannot be read ({error.detail})", _SEND_FORM) from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _object(text: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from rag import __version__
-from rag.service.access import DeskOf, Reader
+from rag.service.access import DeskOf, Operator
 from rag.service.errors import Failure, responses
 from rag.service.health import HealthOut
 from rag.service.replies import json_response
@@ -16,12 +16,14 @@ from rag.service.replies import json_response
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/health/live", include_in_schema=False)  # probes ask so
 @router.get("/health/live")
 async def live() -> dict[str, str]:
     """The process answers. It needs no key."""
     return {"status": "ok", "version": __version__}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get(
     "/health/ready",
     response_model=HealthOut,
@@ -44,14 +46,14 @@ async def ready(desk: DeskOf) -> Response:
 
 
 @router.get("/health", responses=responses())
-async def health(desk: DeskOf, caller: Reader) -> HealthOut:
-    """The same with the reasons; always 200."""
+async def health(desk: DeskOf, caller: Operator) -> HealthOut:
+    """The same with the reasons; always 200. Not for keys of a tenant or of some collections."""
     return await desk.health.now()
 
 
 @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **responses()})
-async def metrics(request: Request, desk: DeskOf, caller: Reader) -> Response:
-    """The figures, for Prometheus."""
+async def metrics(request: Request, desk: DeskOf, caller: Operator) -> Response:
+    """The figures, for Prometheus. Not for keys of a tenant or of some collections."""
     accept = request.headers.get("accept", "")
     body, kind = await asyncio.to_thread(desk.metrics.render, accept)
     return Response(body, media_type=None, headers={"Content-Type": kind})
