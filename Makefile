@@ -43,6 +43,7 @@ bench: install-dev
 	$(BIN)/python benchmarks/retrieval.py --speed
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/stores.py --copy
+	$(BIN)/python benchmarks/documents.py
 	$(BIN)/python benchmarks/service.py
 	$(BIN)/python benchmarks/service_mixed.py
 

@@ -69,7 +69,7 @@ def compared(folder: Path, data_dir: Path) -> None:
     app = App(load({"data_dir": data_dir}).settings)
     found: dict[str, dict[str, float]] = {}
     runs: dict[str, Run] = {}
-    with app.evaluation_target(corpus) as retriever:
+    with app.of_corpus(corpus).retriever() as retriever:
         untuned = retriever.joined_by(Fusion())  # a folder that is kept may be tuned
         for mode in MODES:
             found[mode], runs[mode] = figures(untuned, dataset, mode)

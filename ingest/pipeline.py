@@ -143,6 +143,16 @@ def document_id(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
+def version_of(file_digest: str, options: Options) -> str:
+    """64 bits of the SHA-256 of all that decides what a document's chunks are, in hexadecimal."""
+    shape = [
+        file_digest,
+        [READER_VERSION, SPLITTER_VERSION, EMBED_VERSION, options.tokens, options.overlap],
+        dict(options.metadata),
+    ]
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class _Run:
     def __init__(
         self,
@@ -341,14 +351,7 @@ class _Run:
                 )
 
     def _version(self, file_digest: str) -> str:
-        """64 bits of the SHA-256 of all that decides what the document's chunks are."""
-        options = self._options
-        shape = [
-            file_digest,
-            [READER_VERSION, SPLITTER_VERSION, EMBED_VERSION, options.tokens, options.overlap],
-            dict(options.metadata),
-        ]
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+        return version_of(file_digest, self._options)
 
     def _source(self, path: Path) -> str:
         return self._options.sources.get(path, str(path))

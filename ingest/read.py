@@ -123,7 +123,7 @@ def read_all(
         for path in chain(first, paths):
             future = None
             if not _is_cheap(path):
-                pool = pool or _pool(workers, limits.memory_mb)
+                pool = pool or processes(workers, limits.memory_mb)
                 future = pool.schedule(read, args=[path], timeout=limits.seconds)
             ahead.append((path, future))
             if len(ahead) > 4 * limits.workers:
@@ -181,7 +181,8 @@ def _result(
         return path, UnreadableFile(reason, "repair or re-export it")
 
 
-def _pool(workers: int, memory_mb: int) -> Any:
+def processes(workers: int, memory_mb: int) -> Any:
+    """A pebble.ProcessPool for what hostile files can hang or crash; none outlives its parent."""
     from pebble import ProcessPool
 
     # Spawned, because forking a process with the threads of a model in it can deadlock.

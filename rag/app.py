@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy as copying
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from ingest.pipeline import Progress, Report
     from rag.answer import Answerer, Search
     from rag.breaker import Breaker
-    from rag.evaluation.abstain import Calibrated
     from rag.evaluation.corpus import Corpus
-    from rag.evaluation.dataset import Dataset
     from rag.evaluation.judge import Judge
-    from rag.evaluation.tune import Tuning
     from rag.evidence import Calibration
     from rag.filters import Filter
     from rag.fusion import Fusion
@@ -38,14 +35,6 @@ if TYPE_CHECKING:
     from rag.settings import Settings
     from rag.templates import Templates
     from stores.copy import CopyReport
-
-
-_FUSION = "fusion"  # the note that says how a collection's two legs are joined
-_ABSTAIN = "abstain"  # and the one that says how evidence is weighed
-
-
-def _silent(_done: str, _things: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    return nullcontext(lambda _done, _of: None)
 
 
 class App:
@@ -57,7 +46,7 @@ class App:
         self._say = say
         self._backends: dict[str, StoreBackend] = {}
         self._generating = threading.Lock()
-        self._generator: Generator | None = None
+        self._generators: list[Generator] = []  # one at most; those for other collections share it
         self._embedding = threading.Lock()  # its own: a model may be downloaded under it
         self._embedders: dict[str, Embedder] = {}
 
@@ -90,14 +79,38 @@ class App:
         same.settings = self.settings.model_copy(update={"collection": name})
         return same
 
+    def of_corpus(
+        self,
+        corpus: Corpus,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
+        like: VectorStore | None = None,
+    ) -> App:
+        """The same for the collection of a dataset's corpus. See `rag.evaluation.target`."""
+        from ingest.pipeline import Options
+        from rag.evaluation.target import indexed
+
+        settings = self.settings
+        name = indexed(
+            corpus,
+            self.backend,
+            self.embedder(),
+            metric=settings.metric,
+            options=Options(settings.ingest.chunk_tokens, settings.ingest.overlap_tokens),
+            index=settings.stores.get(settings.store, {}).get("index", ""),
+            like=like,
+            say=self._say,
+            progress=progress,
+        )
+        return self.of_collection(name)
+
     def close(self) -> None:
         """Free what the backends and the generator hold. The application may be used again."""
         for backend in self._backends.values():
             backend.close()
-        generator, self._generator = self._generator, None
-        close = getattr(generator, "close", None)
-        if close:
-            close()
+        while self._generators:
+            close = getattr(self._generators.pop(), "close", None)
+            if close:
+                close()
 
     @contextmanager
     def store(self) -> Iterator[VectorStore]:
@@ -220,10 +233,10 @@ class App:
         return reranker
 
     def _fusion(self, info: StoreInfo) -> Fusion:
-        from rag.fusion import Fusion
+        from rag.fusion import NOTE, Fusion
 
         try:
-            return Fusion.from_json(info.notes.get(_FUSION, "{}"))
+            return Fusion.from_json(info.notes.get(NOTE, "{}"))
         except ValueError:
             self._say(
                 f"warning: what was learnt for collection {info.collection!r} cannot be read; "
@@ -233,10 +246,10 @@ class App:
 
     def calibration(self, info: StoreInfo) -> Calibration:
         """How evidence is weighed in a collection: as `rag tune` learnt it, or by default."""
-        from rag.evidence import Calibration
+        from rag.evidence import NOTE, Calibration
 
         try:
-            return Calibration.from_json(info.notes.get(_ABSTAIN, "{}"))
+            return Calibration.from_json(info.notes.get(NOTE, "{}"))
         except ValueError:
             self._say(
                 f"warning: what was learnt about abstaining for collection {info.collection!r} "
@@ -335,8 +348,9 @@ class App:
     def generator(self) -> Generator | None:
         """The language model of the settings, made once; None where answers are quoted."""
         with self._generating:  # two threads would load it twice
-            self._generator = self._generator or self._made_generator()
-            return self._generator
+            if not self._generators and (made := self._made_generator()):
+                self._generators.append(made)
+            return next(iter(self._generators), None)
 
     def _made_generator(self) -> Generator | None:
         settings = self.settings.generator
@@ -418,20 +432,28 @@ class App:
                 self._say(f"collection {name!r}: {error}")
         return found
 
-    def documents(self) -> list[DocumentRecord]:
-        """A record for each version of each document of the collection."""
+    def documents(self, containing: str = "", limit: int | None = None) -> list[DocumentRecord]:
+        """A record for each version of each document of the collection, `limit` at most.
+
+        With `containing` of those whose source or title contains it, whatever the case.
+        """
         with self.store() as store:
-            return list(store.documents())
+            return list(store.documents(containing=containing, limit=limit))
 
     def find_document(self, name: str) -> DocumentRecord:
         """The document with that id, source path, or end of a source path.
 
         Raises UnknownDocument when there is none or more than one.
         """
-        records = self.documents()
-        absolute = str(Path(name).expanduser().absolute())
-        exact = [r for r in records if name == r.id or r.source in (name, absolute)]
-        found = exact or [r for r in records if r.source.endswith("/" + name.removeprefix("./"))]
+        from rag.filters import parse
+
+        absolute, end = str(Path(name).expanduser().absolute()), "/" + name.removeprefix("./")
+        exact = {"$or": [{"document_id": name}, {"source": {"$in": [name, absolute]}}]}
+        with self.store() as store:
+            found = list(store.documents(parse(exact)))
+            if not found:
+                near = store.documents(containing=end)
+                found = [record for record in near if record.source.endswith(end)]
         if not found:
             raise UnknownDocument(
                 f"collection {self.settings.collection!r} holds no document {name!r}",
@@ -442,105 +464,3 @@ class App:
                 f"{name!r} ends {len(found)} sources", "give the whole path or the id"
             )
         return found[-1]
-
-    def tune(
-        self,
-        corpus: Corpus | None,
-        dataset: Dataset | None,
-        *,
-        keep: bool = True,
-        show: Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]] = _silent,
-    ) -> tuple[Tuning, Calibrated | None]:
-        """Learn how the collection's two legs are joined, and when to abstain; keep it with it.
-
-        From a dataset's questions, in the collection of its corpus if it has one; without a
-        dataset from questions made out of the documents. See `rag.evaluation.tune` and `abstain`:
-        None for the latter without enough unanswerable questions. `show` gets what is done and to
-        what, such as "indexed" and "documents", and gives what to tell it to.
-        """
-        from rag.evaluation.abstain import LEAST, calibrate
-        from rag.evaluation.tune import check_enough, tune
-
-        if dataset:
-            check_enough(dataset)
-        with ExitStack() as opened:
-            if corpus:
-                with show("indexed", "documents") as progress:
-                    target = self.evaluation_target(corpus, progress)
-                    retriever = opened.enter_context(target)
-            else:
-                retriever = opened.enter_context(self.retriever())
-            with show("tried", "questions") as progress:
-                learnt = tune(retriever, dataset, progress)
-            notes = {_FUSION: learnt.fusion.to_json()} if learnt.changed else {}
-            weighed = None
-            if dataset and len(dataset.unanswerable) >= LEAST:
-                with show("weighed", "questions") as progress:
-                    weighed = calibrate(
-                        retriever.joined_by(learnt.fusion),  # evidence is of what is then found
-                        dataset,
-                        self.calibration(retriever.store.describe()),
-                        k=self.settings.answer.top_k,
-                        options=self.search_options(),
-                        min_evidence=self.settings.answer.min_evidence,
-                        progress=progress,
-                    )
-                if weighed.changed:
-                    notes[_ABSTAIN] = weighed.calibration.to_json()
-            if notes and keep:
-                retriever.store.annotate(notes)
-        return learnt, weighed
-
-    def reset_tuning(self) -> None:
-        """Search the collection, and weigh what is found, with the defaults again."""
-        with self.store() as store:
-            store.annotate({_FUSION: "", _ABSTAIN: ""})
-
-    @contextmanager
-    def evaluation_target(
-        self,
-        corpus: Corpus,
-        progress: Callable[[int, int], None] = lambda _done, _of: None,
-        like: VectorStore | None = None,
-    ) -> Iterator[Retriever]:
-        """What searches a dataset's corpus, in a collection of its own, which is kept and reused.
-
-        It is made as ingestion would make it; `like` is the same collection in another store, from
-        which vectors are taken. From here on it is the collection of this application.
-        """
-        from ingest.embed import EMBED_VERSION
-        from ingest.pipeline import Options, ingest_documents
-        from ingest.split import SPLITTER_VERSION
-        from stores.copy import copy
-
-        embedder, metric, shape = self.embedder(), self.settings.metric, self.settings.ingest
-        made_by, options = embedder.fingerprint, Options(shape.chunk_tokens, shape.overlap_tokens)
-        index = self.settings.stores.get(self.settings.store, {}).get("index", "")
-        name = corpus.collection(
-            made_by,
-            options.tokens,
-            options.overlap,
-            SPLITTER_VERSION,
-            EMBED_VERSION,
-            metric,
-            index,
-        )
-        self.settings = self.settings.model_copy(update={"collection": name})
-        with closing(
-            self.backend.create(CollectionSpec(name, made_by.dim, metric, made_by))
-        ) as store:
-            total = len(corpus.ids)
-            held = store.count() > 0
-            if like is not None and not held:
-                copy(like, store)
-            done = "using" if held else "indexing"
-            self._say(f"{done} collection {name} of {self.settings.store}, {total} documents")
-            ingest_documents(
-                corpus.documents(),
-                store=store,
-                embedder=embedder,
-                options=options,
-                progress=lambda now: progress(now.files, total),
-            )
-        with self.retriever() as retriever:
-            yield retriever

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from rag.retrieve import Retrieved, Retriever
 
+NOTE = "abstain"
+"""The note of a collection that says how evidence is weighed in it, where that was learnt."""
+
 Figures: TypeAlias = "NDArray[np.float64]"
 
 

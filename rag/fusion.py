@@ -20,6 +20,9 @@ from rag.types import Chunk, Hit, Leg
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+NOTE = "fusion"
+"""The note of a collection that says how its legs are joined, where that was learnt."""
+
 _FLOOR = -2.0  # deviations; a leg's worst says little about how bad it is
 _WINDOW = 2  # positions before and after that count as neighbours
 _FEW = 10  # hits, that a leg must have to be its own measure

@@ -10,7 +10,9 @@ from rag.types import (
     BackendInfo,
     Chunk,
     CollectionSpec,
+    DocumentKey,
     DocumentRecord,
+    Facets,
     Fingerprint,
     Hit,
     Prompt,
@@ -94,11 +96,20 @@ class VectorStore(Protocol):
         Ties are ordered by chunk id. Always k hits when k chunks match (exact indexes).
         """
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        """A record for each version of each document, ordered by source, then version.
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        """A record for each version of each document, ordered by source, then version, then id.
 
         With `where` only of chunks that match: a record counts these, and is complete if the one
-        at position 0 is among them. Raises UnsupportedFilter, with the first record at the latest.
+        at position 0 is among them. With `containing` only those whose source or title contains
+        it, compared by `str.casefold`; with `after` only those behind that key, which need not be
+        there; and `limit` at most. Raises UnsupportedFilter, with the first record at the latest.
         """
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
@@ -138,6 +149,13 @@ class Generations(Protocol):
         write until its `close`; after a writer has died, until another one has written and closed.
         Raises CollectionGone, StoreUnavailable.
         """
+
+
+class FacetCounts(Protocol):
+    """What a store offers besides when its capabilities name "facets"."""
+
+    def facets(self, where: Filter | None = None) -> Facets:
+        """The metadata of the chunks that match; see `stores.facets`, for any store."""
 
 
 class HybridSearch(Protocol):

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
 
 from rag.protocols import Generator
 from rag.templates import Templates
-from rag.terms import terms
+from rag.terms import identifiers, terms
 from rag.types import Prompt, Turn
 
 _TURNS = 2  # earlier questions that still tell what "it" is
 _CHARACTERS = 2_000  # more would leave the question little weight, and embedders cut it off
 _ANSWER = 500  # characters of an earlier answer that a model is shown
 _LONGEST = 400  # characters; what is longer is no question any more
+# Words that stand for others, and how a question begins that goes on with another.
+_LEANING = re.compile(
+    r"^\W*(?:and|but|or|so|then|also|what about|how about)\b|"
+    r"\b(?:it|its|they|them|their|theirs|this|that|these|those|he|him|his|she|her|hers|"
+    r"ones|same|another|former|latter)\b|(?<!is )(?<!are )(?<!was )(?<!were )\bthere\b|"
+    "它|他|她|这|那|该|其|此|呢|还有|刚才|上面|同样",
+    re.IGNORECASE,
+)
+_ALONE = 2  # terms: with fewer, a question says little of what it is about
 
 
 def standalone(question: str, earlier: Sequence[str] = ()) -> str:
     """The question together with what the user asked before it, the latest of `earlier` last.
 
     No model is needed: the words that a follow-up leaves out stand in the turns before it. What
-    was said last comes first, because embedders cut off the end of what is too long.
+    was said last comes first, because embedders cut off the end of what is too long. A question
+    that does not lean on others stays as it is: their words would only lead it astray.
     """
+    if not leans(question):
+        return question
     turns = [" ".join(turn.split()) for turn in earlier if turn.strip()][-_TURNS:]
     joined = question
     for turn in dict.fromkeys(reversed(turns)):
         if turn != question and len(joined) + len(turn) < _CHARACTERS:
             joined += f"\n{turn}"
     return joined
+
+
+def leans(question: str) -> bool:
+    """Whether a question seems to leave something to those before it, in English or Chinese."""
+    if _LEANING.search(question):
+        return True
+    return len(terms(question)) < _ALONE and not identifiers(question)
 
 
 async def rewritten(

@@ -139,7 +139,8 @@ class ServiceSettings(_Section):
     """`[service]`: where `rag serve` listens, whom it lets in, and how much it takes at a time.
 
     Limits of rate are written like "600/minute", several with ";", none is ""; they are kept in
-    `cache.url` if that is set, so that several processes count together.
+    `cache.url` if that is set, so that several processes count together. `datasets` is the folder
+    of what evaluations can ask; `data_dir`/datasets by default.
     """
 
     host: str = "127.0.0.1"
@@ -160,6 +161,7 @@ class ServiceSettings(_Section):
     max_body_kb: int = Field(default=1024, ge=16)
     max_upload_mb: int = Field(default=100, ge=1)
     max_jobs: int = Field(default=1000, ge=1)
+    datasets: Path = Path()
     ready_needs: list[Literal["store", "embedder", "generator", "cache"]] = ["store", "embedder"]
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_texts: bool = False
@@ -194,6 +196,21 @@ class OidcSettings(_Section):
     timeout_s: float = Field(default=5.0, gt=0)
 
 
+class UiSettings(_Section):
+    """`[ui]`: where `rag ui` listens, and the service that its page asks.
+
+    With no `api_url` set, the page has a service of its own, over this machine's data. With one,
+    and no `api_key`, whoever opens the page is asked for a key if the service wants any.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8501, ge=0, le=65535)
+    api_url: str = ""
+    api_key: SecretStr = SecretStr("")
+    without_keys: bool = False
+    browser: bool = True
+
+
 class Settings(BaseSettings):
     """Every setting. Paths are absolute once loaded."""
 
@@ -221,6 +238,7 @@ class Settings(BaseSettings):
     service: ServiceSettings = ServiceSettings()
     cache: CacheSettings = CacheSettings()
     oidc: OidcSettings = OidcSettings()
+    ui: UiSettings = UiSettings()
     stores: dict[str, dict[str, Any]] = {}
 
     @classmethod
@@ -302,14 +320,17 @@ def _placed(settings: Settings) -> dict[str, Any]:
     try:
         data_dir = settings.data_dir.expanduser().absolute()
         models_dir = settings.models_dir.expanduser()
+        datasets = settings.service.datasets.expanduser()
         templates = settings.answer.templates and settings.answer.templates.expanduser()
     except RuntimeError as error:  # ~nobody
         raise ConfigError(f"a folder of the settings is not there ({error})", "mend it") from error
     kept = data_dir / "models" if models_dir == Path() else models_dir.absolute()
+    judged = data_dir / "datasets" if datasets == Path() else datasets.absolute()
+    service = settings.service.model_copy(update={"datasets": judged})
     answer = settings.answer
     if templates is not None:
         answer = answer.model_copy(update={"templates": templates.absolute()})
-    return {"data_dir": data_dir, "models_dir": kept, "answer": answer}
+    return {"data_dir": data_dir, "models_dir": kept, "answer": answer, "service": service}
 
 
 def _stores_by_name(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +97,14 @@ class Hit:
         return next((leg for leg in self.legs if leg.name == name), None)
 
 
+class DocumentKey(NamedTuple):
+    """The place of a version of a document in a listing, which is in the order of these."""
+
+    source: str
+    version: str
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentRecord:
     """One version of a document as a store holds it; `complete` once position 0 is there."""
@@ -107,6 +115,38 @@ class DocumentRecord:
     version: str
     chunks: int
     ingested_at: int
+    complete: bool
+
+    @property
+    def key(self) -> DocumentKey:
+        """Its place in a listing."""
+        return DocumentKey(self.source, self.version, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """A metadata field, as far as its values are of one kind.
+
+    `values` are the most frequent ones, each with the number of documents that have it in some
+    chunk, and `more` says that there are others. `least` and `greatest` are None but for numbers.
+    """
+
+    name: str
+    kind: Literal["text", "number", "truth"]
+    values: tuple[tuple[Scalar, int], ...]
+    more: bool = False
+    least: int | float | None = None
+    greatest: int | float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """The metadata that is really there, ordered by name and kind.
+
+    `complete`: every chunk was looked at, and every field is named.
+    """
+
+    fields: tuple[Facet, ...]
     complete: bool
 
 

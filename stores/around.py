@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag.filters import Filter
 from rag.protocols import VectorStore
-from rag.types import Chunk, DocumentRecord, Hit, StoreInfo
+from rag.types import Chunk, DocumentKey, DocumentRecord, Facets, Hit, StoreInfo
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -62,8 +62,22 @@ class StoreAround:
         found: list[list[Hit]] = self._store.hybrid_search(vectors, texts, k, where)
         return found
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        found: Iterator[DocumentRecord] = self._store.documents(where)
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        found: Iterator[DocumentRecord] = self._store.documents(
+            where, containing=containing, after=after, limit=limit
+        )
+        return found
+
+    def facets(self, where: Filter | None = None) -> Facets:
+        """See `rag.protocols.FacetCounts`."""
+        found: Facets = self._store.facets(where)
         return found
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:

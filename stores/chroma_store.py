@@ -16,7 +16,7 @@ from chromadb.api.models.Collection import Collection
 from chromadb.errors import InternalError, NotFoundError
 
 from rag.filters import Filter
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import Chunk, CollectionSpec, DocumentKey, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors, gone
 from stores.chroma_connection import Connection
 from stores.chroma_description import (
@@ -29,6 +29,7 @@ from stores.chroma_description import (
 from stores.chroma_filters import VECTOR, Where, join, to_chunk, to_metadata, to_where
 from stores.generation import CAPABILITY, Marks
 from stores.ranking import best, nearest, rank, scores, unit
+from stores.records import page_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -125,7 +126,17 @@ class ChromaStore:
         """See `rag.protocols.Generations`."""
         return self._marks.generation()
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        return page_of(self._records(where), containing, after, limit)
+
+    def _records(self, where: Filter | None) -> Iterator[DocumentRecord]:
         first: dict[tuple[str, str, str], dict[str, Any]] = {}
         counts: Counter[tuple[str, str, str]] = Counter()
         for rows in self._pages(["metadatas"], _PAGE, _condition(where)):

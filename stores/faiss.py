@@ -18,7 +18,16 @@ from pydantic import Field
 
 from rag.errors import StoreError
 from rag.filters import Filter
-from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import (
+    BackendInfo,
+    Chunk,
+    CollectionSpec,
+    DocumentKey,
+    DocumentRecord,
+    Facets,
+    Hit,
+    StoreInfo,
+)
 from stores.checks import (
     Effort,
     Links,
@@ -28,6 +37,7 @@ from stores.checks import (
     check_vectors,
     no_collection,
 )
+from stores.facets import facets_of
 from stores.faiss_gpu import check_device, gpus
 from stores.faiss_index import IndexOptions, VectorIndex
 from stores.faiss_threads import threads_for
@@ -70,7 +80,7 @@ class FaissStore:
             kind,
             spec.embedder,
             self.count(),
-            frozenset({"keyword_search", "generation"}),
+            frozenset({"keyword_search", "generation", "facets"}),
             self._table.notes(),
         )
 
@@ -115,8 +125,19 @@ class FaissStore:
         """See `rag.protocols.Generations`."""
         return self._table.state()
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        return self._table.documents(where)
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        return self._table.documents(where, containing=containing, after=after, limit=limit)
+
+    def facets(self, where: Filter | None = None) -> Facets:
+        """See `rag.protocols.FacetCounts`."""
+        return facets_of(self._table.values(where), complete=True)
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         return self._table.scan(batch)

@@ -13,7 +13,16 @@ import numpy as np
 
 from rag.filters import Filter, matches
 from rag.terms import tokens
-from rag.types import BackendInfo, Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import (
+    BackendInfo,
+    Chunk,
+    CollectionSpec,
+    DocumentKey,
+    DocumentRecord,
+    Facets,
+    Hit,
+    StoreInfo,
+)
 from stores.checks import (
     check_chunks,
     check_name,
@@ -23,10 +32,11 @@ from stores.checks import (
     gone,
     no_collection,
 )
+from stores.facets import counted, facets_of
 from stores.keywords import words_of
 from stores.postings import Postings, search
 from stores.ranking import rank, scores
-from stores.records import records_of
+from stores.records import page_of, records_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -55,7 +65,7 @@ class MemoryStore:
             "exact",
             spec.embedder,
             self.count(),
-            frozenset({"keyword_search", "generation"}),
+            frozenset({"keyword_search", "generation", "facets"}),
             dict(self._notes),
         )
 
@@ -129,8 +139,20 @@ class MemoryStore:
         self._check_there()
         return self._state
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        return records_of(chunk for chunk, _ in self._matching(where))
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        records = records_of(chunk for chunk, _ in self._matching(where))
+        return page_of(records, containing, after, limit)
+
+    def facets(self, where: Filter | None = None) -> Facets:
+        """See `rag.protocols.FacetCounts`."""
+        return facets_of(counted(chunk for chunk, _ in self._matching(where)), complete=True)
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         rows = self._matching(None)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.filters import Filter
+from rag.filters import And, Compare, Filter
 from rag.terms import tokens
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import Chunk, CollectionSpec, DocumentKey, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors
 from stores.generation import CAPABILITY, Marks
 from stores.milvus_collection import MOST, MOST_IDS, Collection
@@ -20,6 +20,7 @@ from stores.milvus_filters import both, expression, one_of
 from stores.milvus_rows import FIELDS, MORE, VECTOR, searchable, size, to_chunk, to_row
 from stores.milvus_search import PAGE, Found, Searcher
 from stores.ranking import nearest, rank
+from stores.records import page_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -163,7 +164,20 @@ class MilvusStore:
         """See `rag.protocols.Generations`."""
         return self._marks.generation()
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        if after is not None:
+            behind = Compare("source", "gte", after.source)
+            where = behind if where is None else And((where, behind))
+        return page_of(self._records(where), containing, after, limit)
+
+    def _records(self, where: Filter | None) -> Iterator[DocumentRecord]:
         fields = ["source", "version", "document_id", "position", "title", "ingested_at"]
         counts: Counter[tuple[str, str, str]] = Counter()
         first: dict[tuple[str, str, str], tuple[int, str, int]] = {}

@@ -11,7 +11,7 @@ from pinecone import ScoredVector, Vector
 
 from rag.errors import InputError
 from rag.filters import Filter, matches
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Hit, StoreInfo
+from rag.types import Chunk, CollectionSpec, DocumentKey, DocumentRecord, Hit, StoreInfo
 from stores.checks import check_chunks, check_notes, check_vectors, gone
 from stores.generation import CAPABILITY, Marks
 from stores.pinecone_catalogue import CATALOGUE, Entry, entries_of
@@ -30,7 +30,7 @@ from stores.pinecone_records import (
     to_metadata,
 )
 from stores.ranking import nearest, rank
-from stores.records import record_of, records_of
+from stores.records import page_of, record_of, records_of
 
 if TYPE_CHECKING:
     from rag.types import Vectors
@@ -179,10 +179,18 @@ class PineconeStore:
         found = self._whole({record: known[record] for record in wanted if record in known})
         return [rank(((s, found[i][0]) for s, i in row if i in found), k) for row in near]
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        if where is not None:
-            yield from self._documents_of(where)
-            return
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        records = self._all_records() if where is None else self._records_of(where)
+        return page_of(records, containing, after, limit)
+
+    def _all_records(self) -> Iterator[DocumentRecord]:
         # Ids tell all but source and title, so that one chunk of each version is enough.
         counts: dict[tuple[str, str], int] = {}
         first: dict[tuple[str, str], tuple[int, str]] = {}
@@ -196,9 +204,9 @@ class PineconeStore:
             if record not in found:  # deleted meanwhile
                 continue
             records.append(record_of(to_chunk(found[record], ""), counts[key]))
-        yield from sorted(records, key=lambda record: (record.source, record.version, record.id))
+        yield from sorted(records, key=lambda record: record.key)
 
-    def _documents_of(self, where: Filter) -> Iterator[DocumentRecord]:
+    def _records_of(self, where: Filter) -> Iterator[DocumentRecord]:
         empty = True
         for record in records_of(self._chunks_matching(where)):
             empty = False

@@ -14,28 +14,31 @@ _NUMBER = ("position", "page", "ingested_at")
 _SIGNS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
-def to_sql(where: Filter | None) -> tuple[str, list[Any]]:
-    """(condition, values) on a row of `chunks`; never NULL, so that NOT is plain negation."""
+def to_sql(where: Filter | None, *, each: bool = False) -> tuple[str, list[Any]]:
+    """(condition, values) on a row of `chunks`; never NULL, so that NOT is plain negation.
+
+    It looks up all that matches at once, or with `each` every row for itself: for few rows.
+    """
+    own = " AND fields.seq = chunks.seq" if each else ""
     match where:
         case None:
             return "1", []
         case Not(part):
-            condition, values = to_sql(part)
+            condition, values = to_sql(part, each=each)
             return f"NOT {condition}", values
         case And(parts) | Or(parts):
             word, empty = (" AND ", "1") if isinstance(where, And) else (" OR ", "0")
-            pairs = [to_sql(part) for part in parts]
+            pairs = [to_sql(part, each=each) for part in parts]
             condition = word.join(condition for condition, _ in pairs) or empty
             return f"({condition})", [value for _, values in pairs for value in values]
         case Compare(name, "exists", wanted):
             if name in _TEXT or name in _NUMBER:
                 return f"({name} IS {'NOT ' if wanted else ''}NULL)", []
-            return f"(seq {'' if wanted else 'NOT '}IN (SELECT seq FROM fields WHERE key = ?))", [
-                name
-            ]
+            found = f"seq IN (SELECT seq FROM fields WHERE key = ?{own})"
+            return f"({'' if wanted else 'NOT '}{found})", [name]
         case Compare(name, op, value):
             among = value if isinstance(value, tuple) else (value,)
-            return _any_of(name, op, among)
+            return _any_of(name, op, among, own)
 
 
 def one_of(values: Iterable[Scalar]) -> tuple[str, list[Any]]:
@@ -49,7 +52,7 @@ def one_of(values: Iterable[Scalar]) -> tuple[str, list[Any]]:
     return f"IN (SELECT value FROM json_each(?){more})", [json.dumps(whole), *cut]
 
 
-def _any_of(name: str, op: str, among: tuple[Scalar, ...]) -> tuple[str, list[Any]]:
+def _any_of(name: str, op: str, among: tuple[Scalar, ...], own: str) -> tuple[str, list[Any]]:
     """`name op value` for one of the values, each compared with fields of its own kind only."""
     conditions, values = [], []
     for of_kind in ("text", "number", "bool"):
@@ -66,7 +69,7 @@ def _any_of(name: str, op: str, among: tuple[Scalar, ...]) -> tuple[str, list[An
                 values += operands
         else:
             conditions.append(
-                f"seq IN (SELECT seq FROM fields WHERE key = ? AND kind = ? AND value {test})"
+                f"seq IN (SELECT seq FROM fields WHERE key = ? AND kind = ? AND value {test}{own})"
             )
             values += [name, of_kind, *operands]
     return f"({' OR '.join(conditions) or '0'})", values

@@ -28,9 +28,20 @@ from filelock import FileLock, Timeout
 
 from rag.errors import StoreUnavailable
 from rag.filters import Filter, kind
-from rag.types import Chunk, CollectionSpec, DocumentRecord, Fingerprint, Hit, Scalar
+from rag.types import (
+    Chunk,
+    CollectionSpec,
+    DocumentKey,
+    DocumentRecord,
+    Fingerprint,
+    Hit,
+    Scalar,
+)
+from stores import sql_documents
 from stores.checks import check_notes, gone
+from stores.facets import Counted
 from stores.ranking import rank
+from stores.records import holds
 from stores.sql_filters import one_of, to_sql
 
 if TYPE_CHECKING:
@@ -101,6 +112,7 @@ class ChunkTable:
                 try:
                     with closing(sqlite3.connect(part / FILE, isolation_level=None)) as db:
                         db.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
+                        db.execute(sql_documents.IN_ORDER)
                         values = json.dumps(asdict(spec))
                         db.execute("INSERT INTO meta VALUES ('spec', ?)", [values])
                         db.execute("INSERT INTO meta VALUES ('state', ?)", [uuid4().hex])
@@ -262,22 +274,21 @@ class ChunkTable:
             last = rows[-1][0]
             yield [row[1] for row in rows]
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        """A record for each version of each document, ordered by source, then version.
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        """See `rag.protocols.VectorStore.documents`."""
+        return sql_documents.documents(self._all, where, containing, after, limit)
 
-        Of the chunks that match alone.
-        """
-        condition, values = to_sql(where)
-        # SQLite fills bare columns from the row that has the minimum: the chunk nearest the start.
-        rows = self._all(
-            "SELECT document_id, source, title, version, count(*), ingested_at, min(position) = 0 "
-            f"FROM chunks WHERE {condition} GROUP BY document_id, version "
-            "ORDER BY source, version, document_id",
-            values,
-        )
-        for row in rows:
-            fields: list[Any] = [*row[:-1], bool(row[-1])]
-            yield DocumentRecord(*fields)
+    def values(self, where: Filter | None = None) -> Iterator[Counted]:
+        """Each value in the metadata of the chunks that match, and how many documents have it."""
+        with self._connection() as db:
+            yield from sql_documents.values(db, where)
 
     def scan(self, batch: int) -> Iterator[tuple[list[Chunk], Vectors]]:
         """Everything in batches, with vectors, in the order of writing."""
@@ -373,6 +384,7 @@ class ChunkTable:
         # A commit is acknowledged only once it is on the disk.
         db.executescript("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
         db.execute(f"PRAGMA mmap_size = {_MAPPED}")
+        db.create_function("holds", 3, holds, deterministic=True)
         return db
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -387,6 +399,7 @@ class ChunkTable:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self.exclusive(keep=True), self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
+            db.execute(sql_documents.IN_ORDER)  # of files that were made before there was one
             yield db
             db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
             db.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", [uuid4().hex])

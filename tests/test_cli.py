@@ -172,6 +172,11 @@ def test_documents_and_collections(ingested: Path) -> None:
     )
     records = rag("documents", "list", "--json").json
     assert len(records) == 20
+    manuals = rag("documents", "list", "--search", "MANUAL", "--json").json
+    assert manuals == [r for r in records if "manual" in (r["source"] + r["title"]).lower()]
+    assert (
+        rag("documents", "list", "--search", "MANUAL", "--limit", "2", "--json").json == manuals[:2]
+    )
     shown = rag("documents", "show", "tk-40-operator-manual.pdf", "--json").json
     assert [chunk["position"] for chunk in shown["texts"]] == list(range(shown["chunks"]))
     done = rag("documents", "delete", "support/faq.html", shown["id"])
@@ -200,6 +205,8 @@ def test_documents_and_collections(ingested: Path) -> None:
         (["search", "why?", "--collection", "none"], 4, "none"),
         (["ask", "why?", "--top-k", "0"], 2, "--top-k"),
         (["documents", "list"], 4, "default"),
+        (["documents", "list", "--limit", "0"], 2, "--limit"),
+        (["documents", "list", "--search", "\udcff"], 2, "Unicode"),
         (["collections", "show", "none"], 4, "none"),
         (["collections", "delete", "none", "--yes"], 4, "none"),
         (["--set", "answer.top_k=x", "ask", "why?"], 2, "answer.top_k"),

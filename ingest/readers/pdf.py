@@ -117,8 +117,8 @@ def _unwrap(text: str) -> str:
     return "\n".join(joined)
 
 
-def _pdfium(data: bytes) -> tuple[list[str | None], str]:
-    """The text of each page, None for a page that cannot be loaded, and the title."""
+def opened(data: bytes) -> pypdfium2.PdfDocument:
+    """The document, its forms ready. Raises UnreadableFile, or PdfiumError for a broken one."""
     try:
         pdf = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
@@ -126,12 +126,28 @@ def _pdfium(data: bytes) -> tuple[list[str | None], str]:
             hint = "remove the password and try again"
             raise UnreadableFile("is password-protected", hint) from error
         raise
-    with pdf:
-        form = pdf.get_formtype()
-        if form == raw.FORMTYPE_XFA_FULL:
-            raise UnreadableFile("is an XFA form, which only Acrobat can show", "print it to a PDF")
-        if form == raw.FORMTYPE_ACRO_FORM:
-            pdf.init_forms()
+    form = pdf.get_formtype()
+    if form == raw.FORMTYPE_XFA_FULL:
+        pdf.close()
+        raise UnreadableFile("is an XFA form, which only Acrobat can show", "print it to a PDF")
+    if form == raw.FORMTYPE_ACRO_FORM:
+        pdf.init_forms()
+    return pdf
+
+
+def page_of(pdf: pypdfium2.PdfDocument, number: int) -> pypdfium2.PdfPage:
+    """The page of a document that was `opened`, from 0. Raises PdfiumError."""
+    page = pdf[number]
+    if pdf.formenv is not None:  # what was filled in is text only once it is part of the page
+        page.flatten()
+        page.close()
+        page = pdf[number]
+    return page
+
+
+def _pdfium(data: bytes) -> tuple[list[str | None], str]:
+    """The text of each page, None for a page that cannot be loaded, and the title."""
+    with opened(data) as pdf:
         texts: list[str | None] = []
         for n in range(len(pdf)):
             try:
@@ -142,12 +158,7 @@ def _pdfium(data: bytes) -> tuple[list[str | None], str]:
 
 
 def _page_text(pdf: pypdfium2.PdfDocument, number: int) -> str:
-    page = pdf[number]
-    if pdf.formenv is not None:  # what was filled in is text only once it is part of the page
-        page.flatten()
-        page.close()
-        page = pdf[number]
-    text = page.get_textpage()
+    text = page_of(pdf, number).get_textpage()
     plain = _LINE_HYPHEN.sub("\ufffe", text.get_text_bounded())
     return _mend_lam_alef(plain, text)
 

@@ -27,6 +27,7 @@ from rag.cli import (
     settings,
     stores,
     tuning,
+    ui,
 )
 from rag.cli.context import listed, pair
 from rag.errors import EXIT_CODES, RagError, RagWarning
@@ -79,6 +80,7 @@ for command in (
     stores.stores,
     engine.engine,
     serving.serve,
+    ui.ui,
     mcp.mcp,
     keys.keys,
     feedback.feedback,

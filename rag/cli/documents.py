@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from rag.cli.context import app_of, as_json_option, collection_options, print_json
+from rag.errors import InputError
 
 
 @click.group()
@@ -17,15 +18,28 @@ def documents() -> None:
 
 @documents.command("list")
 @collection_options
+@click.option("--search", default="", metavar="TEXT", help="What source or title contain.")
+@click.option("--limit", type=click.IntRange(1), help="How many at most.")
 @as_json_option
 @click.pass_context
 def documents_list(
-    context: click.Context, collection: str | None, store: str | None, as_json: bool
+    context: click.Context,
+    collection: str | None,
+    store: str | None,
+    search: str,
+    limit: int | None,
+    as_json: bool,
 ) -> None:
     """Every document, with its id, chunks and source."""
     from rag import terminal
 
-    found = app_of(context, collection, store).documents()
+    try:
+        search.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "--search is not valid Unicode", "check the terminal's encoding"
+        ) from error
+    found = app_of(context, collection, store).documents(search, limit)
     if as_json:
         print_json([asdict(record) for record in found])
     else:

@@ -149,8 +149,8 @@ def evaluate(
         for name, app in apps.items():
             # The bar goes before anything is timed.
             with terminal.chunk_progress("indexed", quiet=as_json, things="documents") as show:
-                target = app.evaluation_target(corpus, show, like) if corpus else app.retriever()
-                retriever = opened.enter_context(target)
+                target = app.of_corpus(corpus, show, like) if corpus else app
+                retriever = opened.enter_context(target.retriever())
             like = like or retriever.store
             options = app.search_options(mode=mode, expand=0)
             found = measure(retriever, dataset, ks, options=options, where=condition)

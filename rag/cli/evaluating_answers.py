@@ -98,8 +98,8 @@ def measure(
     condition = parse_json(where)
     judge = app.judge()
     if corpus:
-        with show("indexed", "documents") as progress, app.evaluation_target(corpus, progress):
-            pass
+        with show("indexed", "documents") as progress:
+            app = app.of_corpus(corpus, progress)
     with app.store() as store:
         info = store.describe()
         by_name = dataset.judged_in(judged, store) if judged else None

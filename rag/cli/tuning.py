@@ -53,6 +53,8 @@ def tune(
     """
     from rag import terminal
     from rag.evaluation.abstain import LEAST
+    from rag.evaluation.learn import forget, learn
+    from rag.evaluation.tune import check_enough
     from rag.evidence import Calibration
     from rag.fusion import Fusion
 
@@ -66,7 +68,8 @@ def tune(
         )
     app = app_of(context, collection, store)
     if reset:
-        app.reset_tuning()
+        with app.store() as taught:
+            forget(taught)
         if as_json:
             defaults = {"fusion": asdict(Fusion()), "calibration": asdict(Calibration())}
             print_json({"collection": app.settings.collection, **defaults})
@@ -85,7 +88,22 @@ def tune(
     def show(done: str, things: str) -> AbstractContextManager[Callable[[int, int], None]]:
         return terminal.chunk_progress(done, quiet=as_json, things=things)
 
-    learnt, weighed = app.tune(corpus, dataset, keep=not dry_run, show=show)
+    if dataset:
+        check_enough(dataset)  # before a corpus is indexed
+    if corpus:
+        with show("indexed", "documents") as progress:
+            app = app.of_corpus(corpus, progress)
+    with app.retriever() as retriever:
+        learnt, weighed = learn(
+            retriever,
+            dataset,
+            app.calibration(retriever.store.describe()),
+            k=app.settings.answer.top_k,
+            options=app.search_options(),
+            min_evidence=app.settings.answer.min_evidence,
+            keep=not dry_run,
+            show=show,
+        )
     name = app.settings.collection
     few = len(dataset.unanswerable) if dataset and not weighed else 0
     remarks = [*learnt.remarks]

@@ -50,9 +50,14 @@ def against(
 
 
 def compare(baseline: PerQuery, values: PerQuery) -> dict[str, Comparison]:
-    """Every figure, over the queries that both have, by a paired randomisation test."""
+    """Every figure that both have, over the queries that both have; none where these are none.
+
+    By a paired randomisation test.
+    """
     shared = sorted(baseline.keys() & values.keys())
-    names = list(values[shared[0]])
+    if not shared:
+        return {}
+    names = [name for name in values[shared[0]] if name in baseline[shared[0]]]
     before = np.array([[baseline[query][name] for name in names] for query in shared])
     after = np.array([[values[query][name] for name in names] for query in shared])
     difference = after - before

@@ -112,8 +112,8 @@ def of_collection(dataset: Dataset, sources: Iterable[str]) -> tuple[Dataset, di
 
 def read(name: str, queries: Path, qrels: Path) -> Dataset:
     """The questions and judgements of two files, whatever the judged documents are."""
-    judged, repeated = _read_qrels(qrels)
-    relevant = {query: d for query, d in judged.items() if any(g > 0 for g in d.values())}
+    judged, repeated = read_qrels(qrels)
+    relevant = with_relevant(judged)
     texts: dict[str, str] = {}
     unanswerable: dict[str, str] = {}
     again = 0
@@ -154,7 +154,12 @@ def sample(items: Sequence[T], n: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _read_qrels(path: Path) -> tuple[Qrels, int]:
+def with_relevant(qrels: Qrels) -> Qrels:
+    """The queries that are judged with a relevant document: the figures are means over these."""
+    return {query: d for query, d in qrels.items() if any(grade > 0 for grade in d.values())}
+
+
+def read_qrels(path: Path) -> tuple[Qrels, int]:
     """The grades of a file of three columns, and how many lines judge again what is judged."""
     qrels: Qrels = {}
     repeated = 0

@@ -49,6 +49,15 @@ class Evaluation:
         """How many queries the means are over."""
         return len(self.per_query)
 
+    def worst(self, n: int) -> list[str]:
+        """The ids of the `n` queries with the least nDCG@10, the worst first."""
+
+        def figures(query: str) -> tuple[float, float]:
+            values = self.per_query[query]
+            return values["ndcg@10"], values["map@100"]
+
+        return sorted(self.per_query, key=figures)[:n]
+
     def to_json(self) -> dict[str, Any]:
         """The evaluation as `rag eval --json` prints it."""
         return {
@@ -65,16 +74,26 @@ def evaluate(
     dataset: Dataset,
     ks: Sequence[int],
     name: Callable[[Chunk], str] = lambda chunk: chunk.document_id,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Evaluation:
-    """The figures of a search for a dataset; `name` gives the id by which a chunk is judged."""
-    run, passages = _ask(search, dataset.queries, max(*ks, 100), name)
+    """The figures of a search for a dataset; `name` gives the id by which a chunk is judged.
+
+    `progress` gets (done, of) questions after each batch, and again after each that is timed; what
+    it raises ends the evaluation.
+    """
+    run, passages = _ask(search, dataset.queries, max(*ks, 100), name, progress)
     values = metrics.per_query(dataset.qrels, run, ks)
-    latency = _latency(search, sample(list(dataset.queries.values()), _SAMPLE))
+    timed = sample(list(dataset.queries.values()), _SAMPLE)
+    latency = _latency(search, timed, lambda: progress(len(run), len(run)))
     return Evaluation(dataset, metrics.means(values), latency, values, run, passages)
 
 
 def _ask(
-    search: Search, queries: Mapping[str, str], depth: int, name: Callable[[Chunk], str]
+    search: Search,
+    queries: Mapping[str, str],
+    depth: int,
+    name: Callable[[Chunk], str],
+    progress: Callable[[int, int], None],
 ) -> tuple[Run, dict[str, list[Hit]]]:
     """The `depth` best documents of each query, and its ten best chunks.
 
@@ -84,28 +103,30 @@ def _ask(
     """
     run: dict[str, dict[str, float]] = {query: {} for query in queries}
     passages: dict[str, list[Hit]] = {}
-    ids, k = list(queries), LATENCY_K
-    while ids:
-        lacking = []
-        for some in _batches(ids, _BATCH):
-            for query, hits in zip(some, search([queries[q] for q in some], k), strict=True):
+    for batch in _batches(list(queries), _BATCH):
+        ids, k = batch, LATENCY_K
+        while ids and k <= depth * _DEEPEST:
+            lacking = []
+            for query, hits in zip(ids, search([queries[q] for q in ids], k), strict=True):
                 for document, score in runs.documents(hits, name):
                     run[query].setdefault(document, score)
                 passages.setdefault(query, hits[:10])
                 if len(run[query]) < depth and len(hits) == k:
                     lacking.append(query)
-        ids, k = lacking, max(depth, k * 2)
-        if k > depth * _DEEPEST:
-            break
+            ids, k = lacking, max(depth, k * 2)
+        progress(len(passages), len(queries))
     return {query: list(found.items())[:depth] for query, found in run.items()}, passages
 
 
-def _latency(search: Search, questions: Iterable[str]) -> dict[str, float]:
+def _latency(
+    search: Search, questions: Iterable[str], progress: Callable[[], None]
+) -> dict[str, float]:
     took = []
     for question in questions:
         started = time.perf_counter()
         search([question], LATENCY_K)
         took.append((time.perf_counter() - started) * 1e3)
+        progress()
     p50, p95 = np.percentile(took, [50, 95])
     return {"p50": float(p50), "p95": float(p95)}
 

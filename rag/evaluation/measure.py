@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from rag.evaluation.ann import QUERIES, ann_recall
@@ -12,7 +12,7 @@ from rag.evaluation.evaluate import Evaluation, evaluate
 from rag.evaluation.files import counted
 from rag.filters import Filter
 from rag.retrieve import Retriever, SearchOptions
-from rag.types import Hit
+from rag.types import Chunk, Hit
 
 ANN_RECALL = "ann_recall@10"
 
@@ -24,12 +24,16 @@ def measure(
     *,
     options: SearchOptions,
     where: Filter | None = None,
+    name: Callable[[Chunk], str] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Evaluation:
     """The figures of a retriever, of its index too where vectors are searched.
 
-    What failed on the way is told in `remarks`.
+    `name` gives the id by which a chunk is judged, where the dataset has been checked against the
+    collection already. What failed on the way is told in `remarks`. For `progress` see `evaluate`.
     """
-    dataset, name = judged_in(dataset, retriever.store)
+    if name is None:
+        dataset, name = judged_in(dataset, retriever.store)
     degraded: Counter[str] = Counter()
 
     def search(questions: Sequence[str], k: int) -> list[list[Hit]]:
@@ -37,7 +41,7 @@ def measure(
         degraded.update(part for one in found for part in one.degraded)
         return [one.hits for one in found]
 
-    done = evaluate(search, dataset, ks, name)
+    done = evaluate(search, dataset, ks, name, progress)
     if options.mode != "keyword":
         asked = sample(list(dataset.queries.values()), QUERIES)
         vectors = retriever.embedder.embed_queries(asked)

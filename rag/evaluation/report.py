@@ -89,12 +89,7 @@ def _comparison(name: str, compared: Mapping[str, Comparison]) -> str:
 
 
 def _worst(name: str, done: Evaluation) -> str:
-    def figures(query: str) -> tuple[float, float]:
-        values = done.per_query[query]
-        return values["ndcg@10"], values["map@100"]
-
-    queries = sorted(done.per_query, key=figures)[:_WORST]
-    asked = "".join(_query(query, done) for query in queries)
+    asked = "".join(_query(query, done) for query in done.worst(_WORST))
     return f"<h2>Worst queries of {escape(name)}</h2>" + asked
 
 

@@ -47,6 +47,7 @@ class Allowed:
 DeskOf: TypeAlias = Annotated[Desk, Depends(desk_of)]
 Reader: TypeAlias = Annotated[Caller, Depends(Allowed("read"))]
 Writer: TypeAlias = Annotated[Caller, Depends(Allowed("write"))]
+Admin: TypeAlias = Annotated[Caller, Depends(Allowed("admin"))]
 
 
 async def _operator(caller: Reader) -> Caller:
@@ -59,5 +60,17 @@ async def _operator(caller: Reader) -> Caller:
     return caller
 
 
+async def _examiner(caller: Reader) -> Caller:
+    if caller.tenant and "admin" not in caller.scopes:
+        raise Forbidden(
+            "this key sees a tenant's part only, and this shows documents of all",
+            "use a key without --tenant",
+        )
+    return caller
+
+
 Operator: TypeAlias = Annotated[Caller, Depends(_operator)]
 """Who may know how the service does for everybody: a reader of all, or an admin."""
+
+Examiner: TypeAlias = Annotated[Caller, Depends(_examiner)]
+"""Who may see what was found for questions, whosever documents they are; of its collections."""

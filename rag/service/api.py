@@ -16,7 +16,19 @@ from rag.service.desk import Desk
 from rag.service.envelope import Envelope
 from rag.service.errors import answer_errors
 from rag.service.openapi import describe
-from rag.service.routes import collections, documents, feedback, health, openai, query, search
+from rag.service.routes import (
+    caller,
+    collections,
+    documents,
+    evaluations,
+    feedback,
+    health,
+    jobs,
+    openai,
+    pages,
+    query,
+    search,
+)
 from rag.service.routes.mcp import router as mcp_router
 from rag.service.stopping import stopping
 from rag.service.tracing import Tracing
@@ -64,10 +76,13 @@ def create(settings: Settings, app: App | None = None) -> FastAPI:
             allow_origins=service.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "Cache-Control"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Marks-Found", "Retry-After"],
         )
     api.add_middleware(Envelope)
-    for part in (query, search, documents, collections, feedback, openai, health):
+    for part in (
+        *(query, search, documents, pages, jobs, collections),
+        *(feedback, evaluations, openai, caller, health),
+    ):
         api.include_router(part.router)
     if mcp.installed():
         api.include_router(mcp_router)

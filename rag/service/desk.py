@@ -16,6 +16,9 @@ from rag.service.admission import Admission
 from rag.service.asking import Asked, Asking
 from rag.service.authentication import Authentication
 from rag.service.collections import Collections
+from rag.service.datasets import Datasets
+from rag.service.evaluations import Evaluations
+from rag.service.evaluator import Evaluator
 from rag.service.exposure import on_loopback
 from rag.service.feedback import Answers, Feedback, Given
 from rag.service.finding import Finder
@@ -26,6 +29,8 @@ from rag.service.limits import RateLimits
 from rag.service.memo import Memo
 from rag.service.metrics import Metrics
 from rag.service.oidc import Oidc
+from rag.service.originals import Originals
+from rag.service.pictures import Pictures
 from rag.service.tracing import Tracing
 from rag.service.uploads import Uploads
 from rag.service.worker import Worker
@@ -67,6 +72,7 @@ class Desk:
         )
         self.metrics = Metrics(self.settings)
         self.cache = cache.made(settings.cache)
+        self.memo = Memo(self.cache)
         self.admission = Admission(
             self.settings.concurrency, self.settings.queue, self.settings.deadline_s
         )
@@ -83,8 +89,13 @@ class Desk:
         self.feedback = Feedback(folder)
         suffixes = plugins.names("reader")
         self.uploads = Uploads(folder / "uploads", self.settings.max_upload_mb, suffixes)
+        self.originals = Originals(self.uploads, settings.ingest)
+        self.pictures = Pictures(settings.ingest.parse_memory_mb, settings.ingest.parse_seconds)
         self.jobs = Jobs(folder, self.uploads, self.settings.max_jobs)
         self._worker = Worker(folder, self.jobs, self.uploads, app.of_collection, logs.say)
+        self.datasets = Datasets(self.settings.datasets)
+        self.evaluations = Evaluations(folder)
+        self._evaluator = Evaluator(folder, self.evaluations, self.datasets, app, logs.say)
         self.asking = Asking(
             app,
             self.collections,
@@ -92,7 +103,7 @@ class Desk:
             self.admission,
             self.metrics,
             self.tracing,
-            Memo(self.cache),
+            self.memo,
             self._remember,
         )
         self.health = Health(
@@ -134,6 +145,7 @@ class Desk:
         self.metrics.jobs(lambda: {"queued": self.jobs.queued()})
         if work:
             self._worker.start()
+            self._evaluator.start()
 
     def stop(self) -> None:
         """The process is told to end: what is not over in time says so, before it is cut off."""
@@ -145,12 +157,16 @@ class Desk:
         async with AsyncExitStack() as last:
             last.push_async_callback(asyncio.to_thread, self.app.close)
             parts = (self.tracing, self.metrics, self.keys, self.jobs, self.feedback, self.answers)
-            for part in parts:
+            for part in (*parts, self.pictures, self.evaluations):
                 last.push_async_callback(asyncio.to_thread, part.close)
             last.push_async_callback(self.limits.close)
             last.push_async_callback(self.cache.aclose)
             last.push_async_callback(self.collections.aclose)
-            last.push_async_callback(asyncio.to_thread, self._worker.stop, _STOP_S)
+            last.push_async_callback(self._stop_working)
+
+    async def _stop_working(self) -> None:
+        threads = (self._worker, self._evaluator)
+        await asyncio.gather(*(asyncio.to_thread(one.stop, _STOP_S) for one in threads))
 
     def _remember(self, asked: Asked, answer: dict[str, Any]) -> None:
         cited = tuple((one["document_id"], one["chunk_id"]) for one in answer["citations"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -25,6 +25,7 @@ Stage: TypeAlias = Literal["waiting", "reading", "writing", "ended"]
 _DEATHS = 5  # so often a job may take its process along
 _KEPT_S = 7 * 86_400
 _RETRY_S = 10.0
+_REPEATED = "null"  # as metadata: the document's own, when the job is done
 _DELETED = "the document was deleted before it was taken in; upload it again"
 
 _SCHEMA = """
@@ -78,13 +79,17 @@ _COLUMNS = ", ".join(Job.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A job that a worker has taken. `attempts` counts this one too."""
+    """A job that a worker has taken. `attempts` counts this one too.
+
+    `metadata` None: the document is there, is taken in again from a file that stays where it is,
+    and keeps the metadata that it was given.
+    """
 
     seq: int
     id: str
     kind: Kind
     upload: Upload
-    metadata: Metadata
+    metadata: Metadata | None
     attempts: int
 
 
@@ -120,6 +125,13 @@ class Jobs:
             self._uploads.discard(upload.path)
             raise
 
+    def repeat(self, upload: Upload, tenant_key: str) -> Job:
+        """Have a document taken in again, from a file that is never moved or dropped.
+
+        Raises Overloaded.
+        """
+        return self._add("ingest", upload, tenant_key, None)
+
     def delete(self, collection: str, document_id: str, source: str, tenant_key: str) -> Job:
         """Have a document deleted, and its file, before anything that is added later.
 
@@ -148,7 +160,26 @@ class Jobs:
         )
         if not rows:
             raise NotFound("there is no such job", "jobs are forgotten a week after they end")
-        return Job(**{**dict(rows[0]), "report": json.loads(rows[0]["report"])})
+        return _job(rows[0])
+
+    def newest(
+        self,
+        tenant_key: str,
+        limit: int,
+        collections: Collection[str] | None = None,
+        state: State | None = None,
+    ) -> list[Job]:
+        """Up to `limit` jobs of the tenant, of these collections, the one added last first.
+
+        None are those of all collections, and in all states; "" is every tenant.
+        """
+        rows = self._db.rows(
+            f"SELECT {_COLUMNS} FROM jobs WHERE ? IN ('', tenant_key) "
+            "AND (? IS NULL OR collection IN (SELECT value FROM json_each(?))) "
+            "AND state = coalesce(?, state) ORDER BY seq DESC LIMIT ?",
+            [tenant_key, *[_json_list(collections)] * 2, state, limit],
+        )
+        return [_job(row) for row in rows]
 
     def queued(self) -> int:
         """How many jobs wait."""
@@ -242,7 +273,7 @@ class Jobs:
         rows = self._db.rows("SELECT path FROM jobs WHERE state IN ('queued', 'running')")
         self._uploads.sweep({Path(row["path"]) for row in rows})
 
-    def _add(self, kind: Kind, upload: Upload, tenant_key: str, metadata: Metadata) -> Job:
+    def _add(self, kind: Kind, upload: Upload, tenant_key: str, metadata: Metadata | None) -> Job:
         job_id = uuid4().hex
         dropped: list[sqlite3.Row] = []
         with self._db.transaction() as db:
@@ -259,7 +290,7 @@ class Jobs:
                 "metadata, added_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     *(job_id, kind, upload.collection, tenant_key, upload.source),
-                    *(upload.document_id, str(upload.path), json.dumps(dict(metadata))),
+                    *(upload.document_id, str(upload.path), _json(metadata)),
                     time.time(),
                 ],
             )
@@ -269,7 +300,7 @@ class Jobs:
 
     def _discard(self, rows: list[sqlite3.Row]) -> None:
         for row in rows:
-            if row["kind"] == "ingest":
+            if row["kind"] == "ingest" and row["metadata"] != _REPEATED:
                 self._uploads.discard(Path(row["path"]))
 
 
@@ -280,12 +311,24 @@ def _cancel(db: sqlite3.Connection, collection: str) -> list[sqlite3.Row]:
 
 
 def _end(db: sqlite3.Connection, why: str, where: str, values: list[Any]) -> list[sqlite3.Row]:
-    """Let jobs have failed; gives their kinds and files."""
+    """Let jobs have failed; gives their kinds, files and metadata."""
     return db.execute(
         "UPDATE jobs SET state = 'failed', stage = 'ended', error = ?, ended_at = ? "
-        f"WHERE {where} RETURNING kind, path",
+        f"WHERE {where} RETURNING kind, path, metadata",
         [why, time.time(), *values],
     ).fetchall()
+
+
+def _json(metadata: Metadata | None) -> str:
+    return _REPEATED if metadata is None else json.dumps(dict(metadata))
+
+
+def _json_list(names: Collection[str] | None) -> str | None:
+    return None if names is None else json.dumps(list(names))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(**{**dict(row), "report": json.loads(row["report"])})
 
 
 def _task(row: sqlite3.Row) -> Task:

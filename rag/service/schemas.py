@@ -60,14 +60,15 @@ CollectionName: TypeAlias = Annotated[
 ]
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
+    """The value, as an integer where it is one written like 5.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # To JSON Schema, 5.0 is an integer.
-TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
-Expand: TypeAlias = Annotated[int, Field(ge=0, le=10), BeforeValidator(_whole)]
-MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
+TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(whole)]
+Expand: TypeAlias = Annotated[int, Field(ge=0, le=10), BeforeValidator(whole)]
+MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(whole)]
 
 
 _AS_SET = "By default as in the settings."
@@ -317,13 +318,18 @@ class CollectionOut(BaseModel):
 
 
 class CollectionsOut(BaseModel):
-    """The collections that the caller may see."""
+    """The collections that the caller may see. `default` need not be there yet."""
 
     collections: list[str]
+    default: str | None
 
 
 class DocumentOut(BaseModel):
-    """A document; `chunks` counts those of its newest version."""
+    """A document; `chunks` counts those of its newest version.
+
+    `size` is that of the file which it was made from, in bytes; null where that is not at hand, or
+    was written to since.
+    """
 
     id: str
     source: str
@@ -332,17 +338,54 @@ class DocumentOut(BaseModel):
     chunks: int
     ingested_at: int
     complete: bool
+    size: int | None
 
     @classmethod
-    def of(cls, record: DocumentRecord) -> DocumentOut:
+    def of(cls, record: DocumentRecord, size: int | None) -> DocumentOut:
         """Of what the store says."""
-        return cls(**asdict(record))
+        return cls(**asdict(record), size=size)
 
 
 class DocumentsOut(BaseModel):
-    """Some documents, ordered by source."""
+    """Some documents, ordered by source.
+
+    `next` is the `after` of the request for those behind them; null where there are none.
+    """
 
     documents: list[DocumentOut]
+    next: str | None
+
+
+class ValueOut(BaseModel):
+    """A value, and how many documents have it."""
+
+    value: str | bool | int | float
+    documents: int
+
+
+class FieldOut(BaseModel):
+    """A metadata field; one with values of two kinds is there twice.
+
+    `values` are the most frequent, 50 at most; `more`: there are others. `least` and `greatest` are
+    those of numbers, else null.
+    """
+
+    name: str
+    kind: Literal["text", "number", "truth"]
+    values: list[ValueOut]
+    more: bool
+    least: int | float | None
+    greatest: int | float | None
+
+
+class FieldsOut(BaseModel):
+    """The metadata that is really there: 100 fields at most, ordered by name.
+
+    `complete`: every document that the caller may see was looked at, and no field left out.
+    """
+
+    fields: list[FieldOut]
+    complete: bool
 
 
 class FeedbackIn(Strict):
@@ -393,6 +436,12 @@ class JobOut(BaseModel):
     added_at: float
     started_at: float | None
     ended_at: float | None
+
+
+class JobsOut(BaseModel):
+    """Some jobs, the one that was added last first."""
+
+    jobs: list[JobOut]
 
 
 HitOut.model_rebuild()

@@ -49,7 +49,7 @@ def serve(settings: Settings, say: Callable[[str], None] = lambda _: None) -> No
         check_workers(app, service.workers)
         listening = opened.enter_context(_listening(service.host, service.port))
         logs.configure(service.log_level, texts=service.log_texts)
-        _check(app)
+        check_app(app)
         host = f"[{service.host}]" if ":" in service.host else service.host
         say(f"listening on http://{host}:{listening.getsockname()[1]} (its description: /docs)")
         if service.workers == 1:
@@ -80,7 +80,7 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check(app: App) -> None:
+def check_app(app: App) -> None:
     """Raise what a wrong setting would raise when a process starts, or at the first request."""
 
     async def desk() -> None:

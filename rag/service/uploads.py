@@ -29,6 +29,7 @@ from stores.checks import check_name
 _BLOCK = 2**20
 _LEFT_S = 3_600  # so long after, a file that no job names is what a dead process left
 _METADATA_BYTES = 16_384
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,16 @@ class Uploads:
     def path_of(self, collection: str, document_id: str) -> Path | None:
         """The file that the document was made from; None for one that was not uploaded."""
         check_name(collection)
-        if not re.fullmatch(r"[0-9a-f]{16}", document_id):
+        if not _ID.fullmatch(document_id):
             return None
-        return next((self._folder / collection).glob(f"{document_id}.*"), None)
+        folder = self._folder / collection
+        # Not by a pattern, which would go through all names of the folder.
+        places = (folder / f"{document_id}{suffix}" for suffix in self._suffixes)
+        return next((place for place in places if place.exists()), None)
 
     def settle(self, upload: Upload) -> None:
         """The file's job is done: it takes the place of the document's older file. Idempotent."""
+        self._check_new(upload.path)
         place = self._folder / upload.collection / f"{upload.document_id}{upload.path.suffix}"
         with self._translated(), suppress(FileNotFoundError):
             upload.path.replace(place)
@@ -121,14 +126,17 @@ class Uploads:
 
     def discard(self, path: Path) -> None:
         """Drop a file that will not be taken in; the document's older one stays. Idempotent."""
+        self._check_new(path)
         with self._translated():
             path.unlink(missing_ok=True)
 
     def delete(self, collection: str, document_id: str) -> None:
         """Delete the document's file. One that waits for its job stays. Idempotent."""
-        path = self.path_of(collection, document_id)
-        if path is not None:
-            self.discard(path)
+        check_name(collection)
+        if _ID.fullmatch(document_id):
+            with self._translated():
+                for path in (self._folder / collection).glob(f"{document_id}.*"):
+                    path.unlink(missing_ok=True)
 
     def sweep(self, wanted: Collection[Path]) -> None:
         """Delete what dead processes left: old files in `new/` that are not wanted by a job."""
@@ -137,6 +145,11 @@ class Uploads:
                 with suppress(FileNotFoundError):  # another process may be at it too
                     if path not in wanted and time.time() - path.stat().st_mtime > _LEFT_S:
                         path.unlink()
+
+    def _check_new(self, path: Path) -> None:
+        """What is moved or dropped is a file that came in, never one of a person's own."""
+        if path.parent.name != "new" or path.parents[2].name != self._folder.name:
+            raise ValueError(f"{path} did not come in by the service")
 
     def _receive(self, stream: BinaryIO, file: BinaryIO) -> None:
         size = 0

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
 from rag.errors import ModelUnavailable, RagError, StoreUnavailable, UnknownCollection
+from rag.service import originals
 from rag.service.jobs import Jobs, Task
+from rag.service.locks import claimed
 from rag.service.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -92,27 +92,12 @@ class Worker:
     def _work_once(self) -> bool:
         """Do one job; whether there was one."""
         for collection in self._jobs.due():
-            with self._claimed(collection) as claimed:
-                task = self._jobs.take(collection, self._name) if claimed else None
+            with claimed(self._locks / f"{collection}.lock") as ours:
+                task = self._jobs.take(collection, self._name) if ours else None
                 if task is not None:
                     self._do(task)
                     return True
         return False
-
-    @contextmanager
-    def _claimed(self, collection: str) -> Iterator[bool]:
-        """Whether nobody else works on the collection, nor will until the end."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._locks / f"{collection}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
     def _do(self, task: Task) -> None:
         try:
@@ -138,7 +123,7 @@ class Worker:
         upload = task.upload
         path = self._uploads.file_of(upload)
         if path is None:
-            self._jobs.fail(task, "the uploaded file is gone; upload it again")
+            self._jobs.fail(task, "the file is gone; upload it again")
             return
 
         def progress(now: Progress) -> None:
@@ -146,13 +131,19 @@ class Worker:
             if self._stopping.is_set() or not go_on:
                 raise _Interrupted
 
-        report = self._app_for(upload.collection).ingest(
-            [path], metadata=task.metadata, sources={path: upload.source}, progress=progress
+        app = self._app_for(upload.collection)
+        again, metadata = task.metadata is None, task.metadata
+        if metadata is None:
+            with app.store() as store:
+                metadata = originals.given(store, upload, path, app.settings.ingest)
+        report = app.ingest(
+            [path], metadata=metadata, sources={path: upload.source}, progress=progress
         )
         if report.skipped:
             self._jobs.fail(task, report.skipped[0].reason)
             return
-        self._uploads.settle(upload)
+        if not again:
+            self._uploads.settle(upload)
         self._jobs.done(task, report.to_json())
 
     def _delete(self, task: Task) -> None:

@@ -35,10 +35,12 @@ from stores.contract.data import (
     random_vectors,
 )
 from stores.contract.deleting import DeletingTests
+from stores.contract.facets import FacetTests
 from stores.contract.filtering import FilteringTests
 from stores.contract.generations import GenerationTests
 from stores.contract.keywords import KeywordTests
 from stores.contract.lasting import LastingTests
+from stores.contract.listing import ListingTests
 from stores.contract.notes import NotesTests
 from stores.contract.refusing import RefusingTests
 from stores.contract.searching import SearchingTests
@@ -47,9 +49,11 @@ from stores.contract.writing import WritingTests
 
 GROUPS: tuple[type, ...] = (
     WritingTests,
+    ListingTests,
     DeletingTests,
     SearchingTests,
     FilteringTests,
+    FacetTests,
     KeywordTests,
     RefusingTests,
     LastingTests,
@@ -62,9 +66,11 @@ GROUPS: tuple[type, ...] = (
 
 class StoreContract(
     WritingTests,
+    ListingTests,
     DeletingTests,
     SearchingTests,
     FilteringTests,
+    FacetTests,
     KeywordTests,
     RefusingTests,
     LastingTests,

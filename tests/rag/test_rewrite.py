@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,45 @@ def test_a_first_question_stays_as_it_is() -> None:
 
 
 def test_nothing_is_said_twice() -> None:
-    assert standalone("电池多重?", ["电池多重?", "电池多重?"]) == "电池多重?"
+    assert standalone("它多重?", ["它多重?", "它多重?"]) == "它多重?"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "And in red?",
+        "What does it cost?",
+        "How heavy are they?",
+        "What about Sundays?",
+        "Who wrote this?",
+        "How much?",
+        "Why?",
+        "What did he sign there?",
+        "它多少钱？",
+        "红色的呢？",
+        "那么周日呢？",
+        "多少钱？",
+    ],
+)
+def test_what_leans_on_an_earlier_question_is_searched_with_it(question: str) -> None:
+    assert standalone(question, ["What does the TK-40 cost?"]).endswith("TK-40 cost?")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "How many days of annual leave do I get?",
+        "Who won the football World Cup in 1998?",
+        "Is there a canteen at the depot?",
+        "What is E-22?",
+        "Can I work remotely?",
+        "Explain the notice period",
+        "年假有几天？",
+        "设备报警代码 E-22 是什么意思？",
+    ],
+)
+def test_what_stands_alone_is_not_led_astray(question: str) -> None:
+    assert standalone(question, ["My box reports E-22. What do I press?"]) == question
 
 
 @given(lines, st.lists(lines.map(lambda text: text * 200), max_size=5))

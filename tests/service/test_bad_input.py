@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import socket
@@ -174,7 +175,11 @@ def test_what_was_sent_is_not_echoed_whole(api: httpx2.Client) -> None:
         ("GET", "/documents/nothing", 404),
         ("DELETE", "/documents/nothing", 404),
         ("GET", "/documents?limit=0", 422),
-        ("GET", "/documents?offset=-1", 422),
+        ("GET", "/documents?after=", 422),
+        ("GET", "/documents?after=nothing", 422),
+        ("GET", "/documents?search=" + "x" * 501, 422),
+        ("GET", "/collections/nowhere/fields", 404),
+        ("GET", "/collections/A/fields", 422),
         ("GET", "/documents?collection=nowhere", 404),
         ("GET", "/jobs/" + "0" * 32, 404),
         ("GET", "/jobs/x", 422),
@@ -183,6 +188,20 @@ def test_what_was_sent_is_not_echoed_whole(api: httpx2.Client) -> None:
 def test_what_is_not_there(api: httpx2.Client, method: str, path: str, status: int) -> None:
     reply = api.request(method, path)
     problem(reply, status, reply.json()["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("no JSON", "{}", "null", '"abc"', '["a", "b"]', '["a", "b", 3]', '["a", "b", "c", "d"]'),
+        *('["\\ud800", "b", "c"]', "[" * 20_000, "9" * 5_000),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_cursor_that_is_none(api: httpx2.Client, text: str) -> None:
+    cursor = base64.urlsafe_b64encode(text.encode()).decode()
+    for after in (cursor, "文" + cursor[:50]):
+        problem(api.get("/documents", params={"after": after}), 422, "input_error")
 
 
 def test_the_rating_of_an_answer_that_nobody_got(api: httpx2.Client) -> None:

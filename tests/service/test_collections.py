@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from word_app import WordApp
 
@@ -16,10 +17,13 @@ from rag import plugins
 from rag.app import App
 from rag.errors import UnknownCollection
 from rag.retrieve import Retriever
+from rag.service.api import create
 from rag.service.collections import Collections
 from rag.service.desk import Desk
 from rag.settings import load
-from rag.types import CollectionSpec
+from rag.types import CollectionSpec, Facets
+from stores.contract import chunk, random_vectors
+from stores.facets import facets
 
 
 @pytest.fixture
@@ -95,6 +99,39 @@ async def test_a_collection_that_is_gone_is_closed_once_by_the_last_who_uses_it(
         assert others[0] is not opened.retriever
         assert not closed
     assert closed == [1]
+
+
+async def test_fields_are_counted_once_for_what_a_collection_holds(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def counting(store: Any, where: Any) -> Facets:
+        counted.append(where)
+        return facets(store, where)
+
+    monkeypatch.setattr("rag.service.routes.collections.facets", counting)
+    api = create(app.settings, app)
+    transport = httpx2.ASGITransport(app=api)
+    async with (
+        api.router.lifespan_context(api),
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+
+        async def names() -> list[str]:
+            reply = await client.get("/collections/docs/fields")
+            assert reply.status_code == 200, reply.text
+            return [field["name"] for field in reply.json()["fields"]]
+
+        assert await asyncio.gather(*(names() for _ in range(20))) == [[]] * 20
+        assert len(counted) == 1
+        with app.store() as store:
+            store.upsert([chunk(0, team="ops")], random_vectors(1, dim=store.describe().dim))
+        assert [await names() for _ in range(3)] == [["team"]] * 3
+        assert len(counted) == 2
+        monkeypatch.setattr("rag.service.collections._generation", lambda _: None)
+        assert [await names() for _ in range(3)] == [["team"]] * 3
+        assert len(counted) == 5, "what cannot be told to be the same was kept"
 
 
 async def test_names_that_there_are_none_of_leave_nothing_behind(collections: Collections) -> None:

@@ -152,9 +152,77 @@ def test_a_document_can_be_deleted_while_it_is_taken_in(api: httpx2.Client) -> N
     assert api.get(path, params=where).status_code == 404
 
 
+def pages(api: httpx2.Client, limit: int, **asked: Any) -> Iterator[list[str]]:
+    """The sources of each page, as a client that follows `next` reads them."""
+    after: dict[str, str] = {}
+    while after is not None:
+        reply = api.get("/documents", params={"limit": limit, **asked, **after})
+        assert reply.status_code == 200, reply.text
+        yield [document["source"] for document in reply.json()["documents"]]
+        after = reply.json()["next"] and {"after": reply.json()["next"]}
+
+
+def test_pages_follow_each_other_to_the_end(api: httpx2.Client) -> None:
+    whole = sources(api)
+    assert len(whole) == 20
+    assert whole == sorted(whole)
+    for limit in (1, 7, 10, 20):
+        found = list(pages(api, limit))
+        assert [len(page) for page in found[:-1]] == [limit] * (len(found) - 1)
+        assert 0 < len(found[-1]) <= limit
+        assert [source for page in found for source in page] == whole
+
+
+def test_documents_are_searched_by_source_and_title(api: httpx2.Client) -> None:
+    for name in ("Ünï_100%.txt", "uni-1000.txt", "年度报告.txt"):
+        taken_in(api, name, "A text.", collection="searched")
+    for text, found in {
+        "ÜNÏ": ["Ünï_100%.txt"],
+        "100": ["uni-1000.txt", "Ünï_100%.txt"],
+        "100%": ["Ünï_100%.txt"],
+        "_": ["Ünï_100%.txt"],
+        "报告": ["年度报告.txt"],
+        "\0": [],
+        "nothing": [],
+    }.items():
+        (page,) = pages(api, 5, collection="searched", search=text)
+        assert page == [f"upload/{name}" for name in found], text
+    taken_in(api, "boats.md", "# Ferry Timetable\n\nAt noon.", collection="searched")
+    assert list(pages(api, 5, collection="searched", search="ferry TIME")) == [["upload/boats.md"]]
+    (first, second) = pages(api, 1, collection="searched", search="100")
+    assert first + second == ["upload/uni-1000.txt", "upload/Ünï_100%.txt"]
+
+
+def fields(api: httpx2.Client, collection: str) -> dict[str, Any]:
+    reply = api.get(f"/collections/{collection}/fields")
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["complete"]
+    return {field.pop("name"): field for field in reply.json()["fields"]}
+
+
+def test_fields_are_those_of_the_documents_that_are_there(api: httpx2.Client) -> None:
+    taken_in(api, "a.txt", "A.", collection="fields", metadata='{"team": "ops", "year": 2024}')
+    job = taken_in(api, "b.txt", "B.", collection="fields", metadata='{"year": 2.5, "new": true}')
+    nothing: dict[str, Any] = {"more": False, "least": None, "greatest": None}
+    assert fields(api, "fields") == {
+        "new": {"kind": "truth", "values": [{"value": True, "documents": 1}], **nothing},
+        "team": {"kind": "text", "values": [{"value": "ops", "documents": 1}], **nothing},
+        "year": {
+            "kind": "number",
+            "values": [{"value": 2.5, "documents": 1}, {"value": 2024, "documents": 1}],
+            "more": False,
+            "least": 2.5,
+            "greatest": 2024,
+        },
+    }
+    assert "2024.0" not in api.get("/collections/fields/fields").text
+    assert api.delete(f"/documents/{job['document_id']}?collection=fields").status_code == 200
+    assert set(fields(api, "fields")) == {"team", "year"}
+
+
 def test_listing_waits_its_turn_and_no_longer_than_the_deadline(tmp_path: Path) -> None:
     data_dir = sample_data(tmp_path / "data")
-    paths = ("/documents", "/documents/x", "/collections/default")
+    paths = ("/documents", "/documents/x", "/collections/default", "/collections/default/fields")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         busy = {
             "generator.url": f"http://127.0.0.1:{silent.getsockname()[1]}/v1",

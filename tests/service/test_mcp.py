@@ -283,7 +283,10 @@ async def test_http_is_the_service_itself(tmp_path: Path) -> None:
     with service(data, command="mcp --http") as running:
         async with over_http(running) as client:
             await called(client, "search", question=QUESTION)
-        assert httpx2.get(f"{running.url}/collections").json() == {"collections": ["default"]}
+        assert httpx2.get(f"{running.url}/collections").json() == {
+            "collections": ["default"],
+            "default": "default",
+        }
 
 
 def test_http_asks_for_keys_where_others_can_reach_it(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ _CONFIG = """
 include-name = "POST /documents"
 # No schema says of bytes that they are a PDF, or of text that it is JSON.
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "415", "422"]
+
+[[operations]]
+include-name = "GET /documents"
+# Nor of text that it was a cursor.
+checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "422"]
 """
 
 

@@ -154,6 +154,26 @@ def test_the_others_answer_cannot_be_rated(two: Two) -> None:
     assert acme.post("/feedback", json=rating).status_code == 201
 
 
+def test_pages_searches_and_fields_keep_to_it(two: Two) -> None:
+    for api in two.apis.values():
+        taken_in(api, "index.txt", "An index.", metadata='{"own": "yes"}')
+    cursors = {t: api.get("/documents?limit=1").json()["next"] for t, api in two.apis.items()}
+    for tenant, api, *_ in two.pairs() * 2:  # counted, and from the cache
+        for after in cursors.values():
+            page = api.get("/documents", params={"after": after}).json()["documents"]
+            assert all(f"tenant={tenant}/" in document["source"] for document in page)
+        found = api.get("/documents", params={"search": "TENANT="}).json()["documents"]
+        assert {f"tenant={tenant}/" in document["source"] for document in found} == {True}
+        fields = {
+            f["name"]: f["values"] for f in api.get("/collections/default/fields").json()["fields"]
+        }
+        assert fields["tenant"] == [{"value": tenant, "documents": len(found)}]
+        assert fields["own"] == [{"value": "yes", "documents": 1}]
+    for api in two.apis.values():
+        (index,) = api.get("/documents", params={"search": "index.txt"}).json()["documents"]
+        assert api.delete(f"/documents/{index['id']}").status_code == 200
+
+
 def test_a_replaced_or_deleted_document_leaves_the_others_alone(two: Two) -> None:
     (_, acme, _, _), (_, birch, _, _) = two.pairs()
     for api, word in ((acme, "ALPHA"), (birch, "BRAVO")):
@@ -214,7 +234,7 @@ def test_a_key_for_one_collection_reaches_no_other_anywhere(two: Two) -> None:
         answer = api.post("/query", json={"question": "the plan", "collection": "theirs"}).json()
     key = new_key(data_dir, "--scope", "read", "--scope", "write", "--collection", "ours")
     with client(two.running.url, key) as api:
-        assert api.get("/collections").json() == {"collections": ["ours"]}
+        assert api.get("/collections").json() == {"collections": ["ours"], "default": None}
         assert [m["id"] for m in api.get("/v1/models").json()["data"]] == ["ours"]
         body = {"question": "What is the plan?"}
         assert "public" in api.post("/query", json={**body, "collection": "ours"}).text
@@ -235,6 +255,7 @@ def test_a_key_for_one_collection_reaches_no_other_anywhere(two: Two) -> None:
             api.post("/documents", files={"file": ("plan.txt", b"Mine.")}, data=named),
             api.post("/documents", files={"file": ("plan.txt", b"Mine.")}),
             api.get("/collections/theirs"),
+            api.get("/collections/theirs/fields"),
             api.get(f"/jobs/{theirs['id']}"),
             api.post("/feedback", json=rated),
             api.post("/v1/chat/completions", json={"model": "theirs", "messages": messages}),
@@ -261,6 +282,7 @@ def test_scopes_hold(two: Two) -> None:
             api.get("/documents"),
             api.get(document),
             api.get("/collections"),
+            api.get("/collections/default/fields"),
             api.get("/metrics"),
             api.get("/health"),
         ):

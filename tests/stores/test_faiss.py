@@ -667,3 +667,90 @@ def test_a_collection_from_before_there_were_generations_gets_one_for_all(tmp_pa
 
 def test_an_embedded_store_is_no_server(tmp_path: Path) -> None:
     assert "server" not in FaissBackend(data_dir=tmp_path).check().capabilities
+
+
+def archive(data_dir: Path, documents: int) -> FaissStore:
+    """A collection of documents of three chunks; every hundredth is of the tenant "rare"."""
+    store = FaissBackend(data_dir=data_dir).create(SPEC)
+    numbers = list(range(documents))[::-1]
+    for start in range(0, documents, 2_000):
+        chunks = [
+            chunk(n, document=document, tenant="common" if document % 100 else "rare")
+            for document in numbers[start : start + 2_000]
+            for n in range(3)
+        ]
+        store.upsert(chunks, random_vectors(len(chunks)))
+    return store
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The least of five times."""
+    took = []
+    for _ in range(5):
+        started = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - started)
+    return min(took)
+
+
+def test_a_page_is_read_without_the_others(tmp_path: Path) -> None:
+    with closing(archive(tmp_path, 3_000)) as store:
+        whole = list(store.documents())
+        common = parse({"tenant": "common"})
+        all_of_it = seconds(lambda: list(store.documents()))
+        for place in (0, 1_500, 2_900):
+            after = whole[place].key
+            for where in (None, common):
+                page = list(store.documents(where, after=after, limit=50))
+                wanted = [r for r in whole[place + 1 :] if where is None or int(r.id[1:]) % 100]
+                assert page == wanted[:50]
+                took = seconds(lambda w=where, a=after: list(store.documents(w, after=a, limit=50)))
+                assert took < all_of_it / 4
+
+
+def test_pages_and_facets_are_the_same_whether_much_or_little_matches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without large numbers of chunks.
+    monkeypatch.setattr("stores.sql_documents._NEAR", 200)
+    monkeypatch.setattr("stores.sql_documents._FEW", 200)
+    with closing(archive(tmp_path, 1_000)) as store:
+        for tenant, count in (("common", 990), ("rare", 10)):
+            where = parse({"tenant": tenant})
+            whole = list(store.documents(where))
+            assert len(whole) == count
+            for place in (0, 4, count - 3):
+                for limit in (1, 7, 90):
+                    page = list(store.documents(where, after=whole[place].key, limit=limit))
+                    assert page == whole[place + 1 :][:limit]
+            found = store.documents(where, containing="DOCUMENT 9", limit=1_000)
+            assert list(found) == [record for record in whole if record.id[1] == "9"]
+            (field,) = store.facets(where).fields
+            assert field.values == ((tenant, count),)
+        (field,) = store.facets().fields
+        assert field.values == (("common", 990), ("rare", 10))
+
+
+def test_a_file_without_the_index_of_documents_gets_one_from_its_next_writer(
+    tmp_path: Path,
+) -> None:
+    archive(tmp_path, 20).close()
+    file = tmp_path / FOLDER / "chunks.sqlite3"
+
+    def indexes() -> set[str]:
+        with closing(sqlite3.connect(file)) as db:
+            return {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+
+    assert "chunks_in_order" in indexes()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("DROP INDEX chunks_in_order")
+    with closing(FaissBackend(data_dir=tmp_path).open(SPEC.name)) as store:
+        whole = list(store.documents())
+        assert len(whole) == 20
+        assert list(store.documents(after=whole[3].key, limit=5)) == whole[4:9]
+        rare = parse({"tenant": "rare"})
+        assert [record.id for record in store.documents(rare, limit=5)] == ["d0"]
+        assert "chunks_in_order" not in indexes()
+        store.upsert([chunk(0, document=99)], random_vectors(1))
+        assert len(list(store.documents())) == 21
+    assert "chunks_in_order" in indexes()

@@ -1,13 +1,12 @@
-"""Documents: sent in, listed, deleted; and the jobs that this takes."""
+"""Documents: sent in, listed, deleted."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -17,6 +16,7 @@ from starlette.responses import Response
 
 from rag.errors import InputError, UnknownDocument
 from rag.filters import Compare
+from rag.service import cursor
 from rag.service.access import DeskOf, Reader, Writer
 from rag.service.callers import Caller
 from rag.service.desk import Desk
@@ -34,7 +34,6 @@ _SEND_FORM = "send a multipart form with one file, and collection and metadata (
 _POLL_S = 0.02
 _WAIT_S = 10.0  # for a deletion, which takes milliseconds unless something is being ingested
 DocumentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
-JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Collection = Annotated[str | None, Query(pattern=NAME)]
 
 
@@ -96,25 +95,24 @@ async def upload(request: Request, desk: DeskOf, caller: Writer) -> JobOut:
     return JobOut(**job.to_json())
 
 
-@router.get("/jobs/{job_id}", responses=responses(404))
-async def job(job_id: JobId, desk: DeskOf, caller: Writer) -> JobOut:
-    """How far a job is."""
-    found = await asyncio.to_thread(desk.jobs.get, job_id, caller.tenant_key)
-    caller.require("write", found.collection)
-    return JobOut(**found.to_json())
-
-
 @router.get("/documents", responses=responses(404))
 async def documents(
     desk: DeskOf,
     caller: Reader,
     collection: Collection = None,
-    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    search: Annotated[
+        str, Query(max_length=500, description="What source or title contain, whatever the case.")
+    ] = "",
+    after: Annotated[
+        str | None,
+        Query(min_length=1, description="`next` of the page before."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> DocumentsOut:
-    """The documents that the caller may see, ordered by source."""
+    """The documents that the caller may see, ordered by source, a page at a time."""
     name = desk.collection(caller, collection)
     where = caller.within(None)
+    key = None if after is None else cursor.to_key(after)
     async with (
         desk.admission.within_deadline(),
         desk.admission.admitted(),
@@ -123,10 +121,15 @@ async def documents(
         store = opened.retriever.store
 
         def listed() -> list[DocumentRecord]:
-            return list(islice(store.documents(where), offset, offset + limit))
+            # One more, which tells whether there is another page.
+            return list(store.documents(where, containing=search, after=key, limit=limit + 1))
 
         records = await asyncio.to_thread(listed)
-    return DocumentsOut(documents=[DocumentOut.of(record) for record in records])
+    page, more = records[:limit], records[limit:]
+    return DocumentsOut(
+        documents=await _described(desk, name, page),
+        next=cursor.to_text(page[-1].key) if more else None,
+    )
 
 
 @router.get("/documents/{document_id}", responses=responses(404))
@@ -135,7 +138,8 @@ async def document(
 ) -> DocumentOut:
     """One document."""
     name = desk.collection(caller, collection)
-    return DocumentOut.of(await _record(desk, caller, name, document_id))
+    record = await _record(desk, caller, name, document_id)
+    return (await _described(desk, name, [record]))[0]
 
 
 @router.delete(
@@ -162,6 +166,17 @@ async def delete(
         await asyncio.sleep(_POLL_S)
         job = await asyncio.to_thread(desk.jobs.get, job.id, caller.tenant_key)
     return json_response(JobOut(**job.to_json()).model_dump(), 200 if job.state == "done" else 202)
+
+
+async def _described(
+    desk: Desk, collection: str, records: Sequence[DocumentRecord]
+) -> list[DocumentOut]:
+    """Documents as the service gives them, with the sizes of their files."""
+
+    def described() -> list[DocumentOut]:
+        return [DocumentOut.of(r, desk.originals.size_of(collection, r)) for r in records]
+
+    return await asyncio.to_thread(described)
 
 
 async def _record(desk: Desk, caller: Caller, collection: str, document_id: str) -> DocumentRecord:

@@ -19,6 +19,7 @@ from rag.types import (
     BackendInfo,
     Chunk,
     CollectionSpec,
+    DocumentKey,
     DocumentRecord,
     Fingerprint,
     Hit,
@@ -99,8 +100,16 @@ class JournalStore:
     def search(self, vectors: Vectors, k: int, where: Filter | None = None) -> list[list[Hit]]:
         return self._replayed().search(vectors, k, where)
 
-    def documents(self, where: Filter | None = None) -> Iterator[DocumentRecord]:
-        return self._replayed().documents(where)
+    def documents(
+        self,
+        where: Filter | None = None,
+        *,
+        containing: str = "",
+        after: DocumentKey | None = None,
+        limit: int | None = None,
+    ) -> Iterator[DocumentRecord]:
+        memory = self._replayed()
+        return memory.documents(where, containing=containing, after=after, limit=limit)
 
     def scan(self, batch: int = 1000) -> Iterator[tuple[list[Chunk], Vectors]]:
         return self._replayed().scan(batch)

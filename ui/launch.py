@@ -1,0 +1,125 @@
+"""`rag ui`: starts the page's own service, if it is to have one, and Streamlit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag.errors import ConfigError
+from rag.service import logs
+from rag.service.exposure import on_loopback
+from ui import connection
+from ui.client import Service
+from ui.connection import Connection
+
+if TYPE_CHECKING:
+    from rag.settings import Settings, UiSettings
+
+PAGE = Path(__file__).with_name("page.py")
+
+_THEME = {
+    "font": '"Source Sans", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", sans-serif',
+    "baseRadius": "medium",
+    "light.primaryColor": "#0b6e6e",
+    "light.backgroundColor": "#ffffff",
+    "light.secondaryBackgroundColor": "#f2f5f5",
+    "light.textColor": "#1c2526",
+    "dark.primaryColor": "#4fb8b2",
+    "dark.backgroundColor": "#14191a",
+    "dark.secondaryBackgroundColor": "#1f2728",
+    "dark.textColor": "#e6ecec",
+}
+
+
+def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> None:
+    """Serve the page until the process is told to end.
+
+    Raises ConfigError for what would let strangers in, and for a port that is taken.
+    """
+    chosen = settings.ui
+    _check_exposure(chosen)
+    port = _free(chosen.host, chosen.port)
+    logs.configure("warning", texts=settings.service.log_texts)
+    with ExitStack() as opened:
+        connection.use(_connected(settings, opened))
+        opened.callback(connection.use, None)
+        _warm()
+        from streamlit.web import bootstrap
+
+        flags = _flags(chosen, port, settings.service.max_upload_mb)
+        bootstrap.load_config_options(flags)
+        bootstrap.prepare_streamlit_environment(str(PAGE))
+        host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+        say(f"listening on http://{host}:{port}")
+        bootstrap.run(str(PAGE), False, [], flags)
+
+
+def _connected(settings: Settings, opened: ExitStack) -> Connection:
+    chosen, limit = settings.ui, settings.service.max_upload_mb
+    if chosen.api_url:
+        service = Service(chosen.api_url, chosen.api_key.get_secret_value())
+        return Connection(service, max_upload_mb=limit)
+    from ui.own_service import OwnService
+
+    own = OwnService(settings)
+    opened.callback(own.stop)
+    own.start()
+    return Connection(Service("http://localhost", socket=own.path), own=True, max_upload_mb=limit)
+
+
+def _warm() -> None:
+    """Load the embedder while the browser opens: the check of what is ready embeds a word."""
+    threading.Thread(target=connection.current().service.ready, daemon=True).start()
+
+
+def _check_exposure(chosen: UiSettings) -> None:
+    open_to_all = not chosen.api_url or bool(chosen.api_key.get_secret_value())
+    if open_to_all and not chosen.without_keys and not on_loopback(chosen.host):
+        raise ConfigError(
+            f"{chosen.host} can be reached from elsewhere, and whoever opens the page may do all "
+            "that it may",
+            "name a service that has keys with --api-url, and no --api-key: each is then asked for "
+            "one; or add --without-keys",
+        )
+
+
+def _free(host: str, port: int) -> int:
+    """The port, or for 0 one that is free. Streamlit would take another one without a word."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as taken:
+            return int(taken.getsockname()[1])
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror or error})",
+            "name another --port, or another --host",
+        ) from error
+
+
+def _flags(chosen: UiSettings, port: int, max_upload_mb: int) -> dict[str, Any]:
+    """Streamlit's settings. Nothing leaves the machine, and no error shows a trace."""
+    screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return {
+        "browser.gatherUsageStats": False,
+        "client.allowedOrigins": [],
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": False,
+        "client.toolbarMode": "minimal",
+        "global.developmentMode": False,
+        "logger.hideWelcomeMessage": True,
+        "logger.level": "error",
+        "runner.magicEnabled": False,
+        "server.address": chosen.host,
+        "server.allowRunOnSave": False,
+        "server.fileWatcherType": "none",
+        "server.headless": not (chosen.browser and (screen or os.name != "posix")),
+        "server.maxUploadSize": max_upload_mb,
+        "server.port": port,
+        "server.showEmailPrompt": False,
+        **{f"theme.{name}": value for name, value in _THEME.items()},
+    }
