@@ -168,7 +168,7 @@ def test_the_service_goes_down_and_comes_back(data_dir: Path, tabs: Tabs) -> Non
                 timeout=LONG_S
             )
             with service(data_dir, "--port", port):
-                expect(answered(page, 1).locator(".rag-answer")).to_contain_text("25")
+                expect(answered(page, 1).locator(".rag-answer")).to_contain_text("27 days")
                 expect(page.locator(".rag-answer").first).to_contain_text("Hold both arrow keys")
 
 
