@@ -46,6 +46,7 @@ bench: install-dev
 	$(BIN)/python benchmarks/documents.py
 	$(BIN)/python benchmarks/service.py
 	$(BIN)/python benchmarks/service_mixed.py
+	$(BIN)/python benchmarks/ui.py
 
 clean:
 	rm -rf .venv .data build *.egg-info

@@ -26,7 +26,7 @@ from tabs import CHROMIUM
 HANDBOOK = Path(tempfile.gettempdir()) / "handbook"  # what the pictures show as the place of files
 ASKED = "My box reports E-22. What do I press to start balancing the cells?"
 ASKED_ZH = ("今年没用完的年假最晚可以留到什么时候？", "长城一共有多长？")
-HEIGHT, TALL = 860, 1000
+HEIGHT, TALL = 860, 1060
 LONG_MS = 120_000
 COLOURS = 256
 
@@ -38,16 +38,18 @@ class Pictures:
         self._browser = browser
         self._url = url
         self._into = into
-        self.width = width
+        self._width = width
 
     @contextmanager
-    def tab(self, part: str = "", *, locale: str = "en-GB", dark: bool = False) -> Iterator[Page]:
+    def tab(
+        self, part: str = "", *, locale: str = "en-GB", dark: bool = False, height: int = HEIGHT
+    ) -> Iterator[Page]:
         """A tab that shows this part of the page."""
         context = self._browser.new_context(
             locale=locale,
             timezone_id="UTC",
             color_scheme="dark" if dark else "light",
-            viewport={"width": self.width, "height": HEIGHT},
+            viewport={"width": self._width, "height": height},
         )
         page = context.new_page()
         page.set_default_timeout(LONG_MS)
@@ -91,8 +93,7 @@ def ask(page: Page, question: str, n: int = 0) -> Locator:
 
 def chat(pictures: Pictures) -> None:
     """An answer with its sources and how they were found; then the passage behind one of them."""
-    with pictures.tab() as page:
-        page.set_viewport_size({"width": pictures.width, "height": TALL})
+    with pictures.tab(height=TALL) as page:
         message = ask(page, ASKED)
         message.get_by_text("Why these passages").click()
         message.locator(".rag-bar").wait_for()
@@ -100,9 +101,7 @@ def chat(pictures: Pictures) -> None:
         page.get_by_test_id("stChatMessage").first.scroll_into_view_if_needed()
         pictures.take(page, "chat")
         message.get_by_role("button", name="p. 3").first.click()
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_role("img").wait_for()
-        dialog.locator("mark").first.evaluate("mark => mark.scrollIntoView()")
+        page.get_by_role("dialog").get_by_role("img").wait_for()
         pictures.take(page, "passage")
 
 
@@ -141,7 +140,7 @@ def evaluation(pictures: Pictures) -> None:
 
 def chat_zh(pictures: Pictures) -> None:
     """A question in Chinese, and one that the documents do not answer, in the dark."""
-    with pictures.tab(locale="zh-CN", dark=True) as page:
+    with pictures.tab(locale="zh-CN", dark=True, height=TALL) as page:
         for n, question in enumerate(ASKED_ZH):
             ask(page, question, n)
         pictures.take(page, "chat-zh-dark")

@@ -18,7 +18,7 @@ _LONGEST = 400  # characters; what is longer is no question any more
 # Words that stand for others, and how a question begins that goes on with another.
 _LEANING = re.compile(
     r"^\W*(?:and|but|or|so|then|also|what about|how about)\b|"
-    r"\b(?:it|its|they|them|their|theirs|this|that|these|those|he|him|his|she|her|hers|"
+    r"\b(?:(?-i:it|It)|its|they|them|their|theirs|this|that|these|those|he|him|his|she|her|hers|"
     r"ones|same|another|former|latter)\b|(?<!is )(?<!are )(?<!was )(?<!were )\bthere\b|"
     "它|他|她|这|那|该|其|此|呢|还有|刚才|上面|同样",
     re.IGNORECASE,
@@ -40,6 +40,8 @@ def standalone(question: str, earlier: Sequence[str] = ()) -> str:
     for turn in dict.fromkeys(reversed(turns)):
         if turn != question and len(joined) + len(turn) < _CHARACTERS:
             joined += f"\n{turn}"
+        if not leans(turn):  # what came before it was about something else
+            break
     return joined
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import streamlit as st
 
-from rag.retrieve import MAX_QUESTION
 from ui import markup, passage, state, why
 from ui.choices import Choices
 from ui.client import Json, ServiceError
@@ -24,8 +23,12 @@ _RATINGS = ("down", "up")  # as st.feedback numbers its thumbs
 
 def show(choices: Choices) -> None:
     """The part of the page."""
-    say, conversation = state.say(), state.conversation()
-    asked = conversation.exchanges
+    asked = state.conversation().exchanges
+    # Taken as soon as it is sent: what comes before this may fail, and must not lose it.
+    st.chat_input(state.say()("chat.placeholder"), key="question", on_submit=_submitted)
+    question = st.session_state.pop(_ASKED, None)
+    if question:
+        asked.append(Exchange(question, choices))
     if asked:
         _tools()
     else:
@@ -38,14 +41,6 @@ def show(choices: Choices) -> None:
                 _outcome(n, exchange, choices if n == len(asked) - 1 else None)
             else:
                 _answer_now(exchange)
-    # Taken as soon as it is sent: what comes before this may fail, and must not lose it.
-    st.chat_input(
-        say("chat.placeholder"), max_chars=MAX_QUESTION, key="question", on_submit=_submitted
-    )
-    question = st.session_state.pop(_ASKED, None)
-    if question:
-        asked.append(Exchange(question, choices))
-        st.rerun()
 
 
 def _submitted() -> None:
@@ -121,7 +116,14 @@ def _answer_now(exchange: Exchange) -> None:
                     seconds = f"{time.monotonic() - started:.0f}"
                     body.caption(say("chat.searching", seconds=seconds))
     except ServiceError as error:
-        exchange.problem = state.in_words(error)
+        if error.code == "unreachable":  # it was not asked, and is once the service is back
+            exchange.stopped = False
+            raise
+        exchange.problem = (
+            say("chat.no_documents", collection=markup.plain(exchange.choices.collection))
+            if error.code == "unknown_collection"
+            else state.in_words(error)
+        )
     exchange.stopped = False
     st.rerun()
 
@@ -137,7 +139,7 @@ def _outcome(n: int, exchange: Exchange, choices: Choices | None) -> None:
     """What came of a question. With `choices`, for the last, it can be asked anew with these."""
     say = state.say()
     if exchange.answer is not None:
-        _answer(n, exchange, exchange.answer)
+        _answer(exchange, exchange.answer)
     else:
         if exchange.text:
             st.html(markup.answer(exchange.text))
@@ -148,20 +150,23 @@ def _outcome(n: int, exchange: Exchange, choices: Choices | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if exchange.answer is not None:
             text = copied(exchange.answer)
-            copy_button(text, say("chat.copy"), say("chat.copied"), f"copy/{n}")
+            copy_button(text, say("chat.copy"), say("chat.copied"), f"copy/{exchange.id}")
         if choices and st.button(
-            say("chat.regenerate"), icon=":material/refresh:", type="tertiary", key=f"anew/{n}"
+            say("chat.regenerate"),
+            icon=":material/refresh:",
+            type="tertiary",
+            key=f"anew/{exchange.id}",
         ):
             asked = state.conversation().exchanges
             asked[n] = Exchange(exchange.question, choices, fresh=True)
             st.rerun()
         if exchange.answer is not None:
-            _rating(n, exchange)
+            _rating(exchange)
     if exchange.answer is not None:
-        why.show(n, exchange, exchange.answer)
+        why.show(exchange, exchange.answer)
 
 
-def _answer(n: int, exchange: Exchange, answer: Json) -> None:
+def _answer(exchange: Exchange, answer: Json) -> None:
     say = state.say()
     if answer["abstained"]:
         st.info(
@@ -183,11 +188,11 @@ def _answer(n: int, exchange: Exchange, answer: Json) -> None:
         sentences = " ".join(f"“{markup.plain(text)}”" for text in lacking)
         st.caption(f":material/help: {say('chat.unsupported', sentences=sentences)}")
     if answer["citations"] and not answer["abstained"]:
-        passage.chips(n, answer["citations"], exchange.choices.collection)
+        passage.chips(exchange.id, answer["citations"], exchange.choices.collection)
 
 
-def _rating(n: int, exchange: Exchange) -> None:
-    say, key = state.say(), f"rating/{n}"
+def _rating(exchange: Exchange) -> None:
+    say, key = state.say(), f"rating/{exchange.id}"
 
     def rate(comment: str = "") -> None:
         thumb = st.session_state[key]
@@ -206,9 +211,11 @@ def _rating(n: int, exchange: Exchange) -> None:
     if exchange.rating:
         with (
             st.popover(say("chat.comment"), icon=":material/rate_review:", type="tertiary"),
-            st.form(f"comment/{n}", border=False, clear_on_submit=True),
+            st.form(f"comment/{exchange.id}", border=False, clear_on_submit=True),
         ):
-            comment = st.text_area(say("chat.rated"), max_chars=4_000, key=f"comment-text/{n}")
+            comment = st.text_area(
+                say("chat.rated"), max_chars=4_000, key=f"comment-text/{exchange.id}"
+            )
             if st.form_submit_button(say("chat.comment_send")) and comment.strip():
                 rate(comment)
                 if exchange.commented:

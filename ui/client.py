@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
@@ -21,12 +22,18 @@ Json: TypeAlias = dict[str, Any]
 # Between two pieces of an answer a heartbeat comes, by default every 15 s.
 _TIMEOUT = httpx2.Timeout(60, connect=5)
 _UPLOAD_S = 600
+AWAY = (
+    "unreachable",
+    "interrupted",
+    "no_service",
+)  # codes of errors that pass once the service is there
 
 
 class ServiceError(RagError):
     """What the service refused, or that it does not answer.
 
-    `code` is that of its reply, "unreachable" where there is none.
+    `code` is that of its reply; "unreachable" where there is none, "interrupted" where it broke
+    off, "no_service" and "refused" where something else replies.
     """
 
     def __init__(self, message: str, hint: str, code: str, retry_after: str = "") -> None:
@@ -45,7 +52,9 @@ class Service:
         self.key = key
         self._socket = str(socket) if socket else None
         transport = httpx2.HTTPTransport(uds=self._socket) if socket else None
-        self._http = httpx2.Client(base_url=self.url, timeout=_TIMEOUT, transport=transport)
+        self._http = httpx2.Client(
+            base_url=self.url, timeout=_TIMEOUT, transport=transport, cookies=_no_cookies()
+        )
 
     def with_key(self, key: str) -> Service:
         """The same connections, with another key."""
@@ -204,6 +213,9 @@ class Service:
         return found
 
     def _headers(self) -> dict[str, str]:
+        # Such a header cannot be sent, and what refuses to would show the key.
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ServiceError("the key is wrong", "enter another", "unauthenticated")
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
@@ -211,20 +223,28 @@ class Service:
 def _translated(url: str) -> Iterator[None]:
     try:
         yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise ServiceError(f"{url}: {error}", "see that it runs", "unreachable") from error
     except httpx2.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise ServiceError(f"{url}: {reason}", "see that it runs", "unreachable") from error
+        raise ServiceError(
+            f"{url}: {type(error).__name__}", "see that it runs", "interrupted"
+        ) from error
 
 
 def _refused(reply: httpx2.Response) -> ServiceError:
     try:
         return _problem(reply.json()["error"], reply.headers.get("Retry-After", ""))
     except (ValueError, LookupError, TypeError):  # not from the service: a proxy, another server
+        what = f"{reply.url.scheme}://{reply.url.netloc.decode()}: HTTP {reply.status_code}"
+        away = reply.status_code in (404, 502, 503, 504)
         return ServiceError(
-            f"{reply.url} answers with status {reply.status_code}",
-            "see that the address is that of `rag serve`",
-            "unreachable",
+            what, "see that the address is that of rag serve", "no_service" if away else "refused"
         )
+
+
+def _no_cookies() -> CookieJar:
+    """One that keeps none: the connections are shared by all who open the page."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def _problem(error: Mapping[str, str], retry_after: str = "") -> ServiceError:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from ui.choices import Choices
 
@@ -19,13 +20,17 @@ class Exchange:
 
     `answer` is that of POST /query, once it is whole; until then, and if it was stopped or failed,
     `text` is what was written so far. `fresh`: no answer from the cache will do.
+    `id` tells its widgets from those of others. `found` is what POST /search says of it, once
+    somebody wants to see that.
     """
 
     question: str
     choices: Choices
+    id: str = field(default_factory=lambda: uuid4().hex)
     fresh: bool = False
     text: str = ""
     answer: dict[str, Any] | None = None
+    found: dict[str, Any] | None = None
     stopped: bool = False
     problem: str = ""
     rating: str = ""

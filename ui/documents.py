@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,7 +13,7 @@ import streamlit as st
 from rag import plugins
 from ui import connection, state
 from ui.choices import Choices
-from ui.client import Json, ServiceError
+from ui.client import AWAY, Json, ServiceError
 from ui.guard import guarded
 from ui.markup import plain
 from ui.passage import name_of
@@ -59,7 +60,7 @@ def _add(collection: str) -> None:
             try:
                 _note(state.service().upload(collection, file.name, file))
             except ServiceError as error:
-                if error.code in ("unreachable", "unauthenticated"):
+                if error.code in (*AWAY, "unauthenticated"):
                     raise
                 _note(_refused(file.name, state.in_words(error)))
     st.session_state["uploads"] += 1  # another uploader, with nothing in it
@@ -233,7 +234,7 @@ def _act(begin: Any) -> None:
     try:
         _note(begin())
     except ServiceError as error:
-        if error.code in ("unreachable", "unauthenticated"):
+        if error.code in (*AWAY, "unauthenticated"):
             raise
         st.error(state.in_words(error), icon=":material/error:")
         return
@@ -245,20 +246,28 @@ def _turn(places: list[str | None], following: str | None) -> None:
     if len(places) == 1 and following is None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button(say("documents.previous"), disabled=len(places) == 1, key="previous"):
-            places.pop()
-            st.rerun()
+        st.button(
+            say("documents.previous"),
+            disabled=len(places) == 1,
+            key="previous",
+            on_click=lambda: places.__delitem__(-1),
+        )
         st.text(say("documents.place", page=len(places)))
-        if st.button(say("documents.next"), disabled=following is None, key="next"):
-            places.append(following)
-            st.rerun()
+        st.button(
+            say("documents.next"),
+            disabled=following is None,
+            key="next",
+            on_click=places.append,
+            args=(following,),
+        )
 
 
 def _named(record: Json) -> str:
     """Its file's name, and its title where that says something else."""
-    name = name_of(record["source"])
-    title = record["title"]
-    return f"{name} – {title}" if title and title not in (name, name.rpartition(".")[0]) else name
+    name, title = name_of(record["source"]), record["title"]
+    named = f"{name} – {title}" if title and title not in (name, PurePath(name).stem) else name
+    folder = PurePath(record["source"]).parent.name  # they are in the order of their paths
+    return named if folder in ("", "upload") or "=" in folder else f"{folder}/{named}"
 
 
 def _size(size: int | None) -> str:
@@ -272,7 +281,8 @@ def _size(size: int | None) -> str:
     return f"{amount:.1f} GB"
 
 
-def dated(seconds: int) -> str:
-    """In the time zone of who looks at it."""
+def dated(at: int, *, seconds: bool = False) -> str:
+    """Seconds since 1970 as a date and time, in the time zone of who looks at it."""
     zone = ZoneInfo(st.context.timezone) if st.context.timezone else UTC
-    return datetime.fromtimestamp(seconds, zone).strftime("%Y-%m-%d %H:%M")
+    form = "%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M"
+    return datetime.fromtimestamp(at, zone).strftime(form)

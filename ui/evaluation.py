@@ -49,7 +49,7 @@ def _begin(collection: str) -> None:
     say, service = state.say(), state.service()
     own = say("evaluation.own", collection=collection)
     has_corpus = {one["name"]: one["corpus"] for one in service.datasets()}
-    sets = [None, *has_corpus]
+    sets = ["", *has_corpus]
 
     with st.form("evaluation"):
         left, middle, right = st.columns([3, 3, 1.2])
@@ -65,8 +65,10 @@ def _begin(collection: str) -> None:
         limit = right.number_input(say("evaluation.limit"), 1, 10_000, 200, 50)
         if not st.form_submit_button(say("evaluation.run"), type="primary") or not modes:
             return
-    body: Json = {"modes": modes, "limit": limit, "dataset": dataset}
-    if not has_corpus.get(dataset):  # otherwise it is indexed into a collection of its own
+    body: Json = {"modes": modes, "limit": limit, "dataset": dataset or None}
+    if (
+        not dataset or not has_corpus[dataset]
+    ):  # otherwise it is indexed into a collection of its own
         body["collection"] = collection
     service.evaluate(body)
     st.rerun()
@@ -109,19 +111,23 @@ def _chosen(runs: Sequence[Json]) -> None:
     names = {run["id"]: _named(run) for run in runs}
     finished = [run["id"] for run in runs if run["state"] == "done"]
     left, right, last = st.columns([3, 3, 1], vertical_alignment="bottom")
-    chosen = left.selectbox(say("evaluation.choose"), list(names), format_func=names.__getitem__)
-    others = [None, *(one for one in finished if one != chosen)]
+    chosen = left.selectbox(
+        say("evaluation.choose"), list(names), format_func=names.__getitem__, key="run"
+    )
+    # "" is none: Streamlit takes None for no choice at all.
+    others = ["", *(one for one in finished if one != chosen)]
     baseline = right.selectbox(
         say("evaluation.baseline"),
         others,
         format_func=lambda one: names.get(one, say("evaluation.no_baseline")),
+        key="baseline",
     )
     if chosen is None:  # there is always one; the widget's type does not know
         return
     if last.button(say("evaluation.forget"), type="tertiary"):
         service.end_evaluation(chosen)
         st.rerun()
-    run = service.evaluation(chosen, baseline)
+    run = service.evaluation(chosen, baseline or None)
     if run["state"] == "failed":
         st.error(say("evaluation.failed", why=plain(run["error"])), icon=":material/error:")
         return
@@ -142,7 +148,7 @@ def _results(run: Json) -> None:
     for remark in dict.fromkeys(remark for one in results for remark in one["remarks"]):
         st.caption(plain(remark))
     if run.get("comparison"):
-        st.html(_comparison(run["comparison"]))
+        _compare(run["comparison"])
     _worst(run)
 
 
@@ -226,7 +232,7 @@ def _figures(results: Sequence[Json]) -> str:
     return markup.table(heads, rows, say("evaluation.figures"))
 
 
-def _comparison(comparison: Json) -> str:
+def _compare(comparison: Json) -> None:
     say = state.say()
     names = ("modes", "figure", "was", "is", "better", "worse", "chance")
     rows = [
@@ -241,10 +247,13 @@ def _comparison(comparison: Json) -> str:
         ]
         for mode, figures in comparison.items()
         for figure, one in figures.items()
+        if one["wins"] or one["losses"]
     ]
-    return markup.table(
-        [say(f"evaluation.{name}") for name in names], rows, say("evaluation.difference")
-    )
+    if not rows:
+        st.caption(say("evaluation.the_same"))
+        return
+    heads = [say(f"evaluation.{name}") for name in names]
+    st.html(markup.table(heads, rows, say("evaluation.difference")))
 
 
 def _worst(run: Json) -> None:
@@ -280,5 +289,5 @@ def _named(run: Json) -> str:
 
     say = state.say()
     about = run["dataset"] or say("evaluation.own", collection=run["collection"] or "…")
-    modes = ", ".join(run["modes"])
-    return f"{dated(int(run['added_at']))} · {about} · {modes} · {run['limit'] or '∞'}"
+    modes = ", ".join(say(f"side.mode_{mode}") for mode in run["modes"])
+    return f"{dated(int(run['added_at']), seconds=True)} · {about} · {modes} · {run['id'][:4]}"

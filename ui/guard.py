@@ -10,11 +10,12 @@ import streamlit as st
 
 from rag.service import logs
 from ui import connection, state
-from ui.client import ServiceError
+from ui.client import AWAY, ServiceError
 
 Given = ParamSpec("Given")
 
 _RETRY_S = 2.0
+_JUST_FAILED = "just_failed"
 
 
 def guarded(show: Callable[Given, None]) -> Callable[Given, None]:
@@ -42,7 +43,8 @@ def without_service(error: ServiceError) -> None:
         _ask_for_key()
         return
     st.error(state.in_words(error), icon=":material/cloud_off:")
-    if error.code == "unreachable":
+    if error.code in AWAY:
+        st.session_state[_JUST_FAILED] = True
         st.fragment(_wait, run_every=_RETRY_S)()
 
 
@@ -60,5 +62,7 @@ def _ask_for_key() -> None:
 
 def _wait() -> None:
     st.caption(state.say()("service.retrying"))
+    if st.session_state.pop(_JUST_FAILED, False):  # at once would be as fast as it fails
+        return
     if connection.current().service.ready():
         st.rerun()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rag.errors import ConfigError
 from rag.service import logs
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.py")
 
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 _THEME = {
-    "font": '"Source Sans", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", sans-serif',
+    "font": '"Source Sans", "Noto Sans SC", "Noto Sans CJK SC", "PingFang SC", '
+    '"Microsoft YaHei", sans-serif',
     "baseRadius": "medium",
     "light.primaryColor": "#0b6e6e",
     "light.backgroundColor": "#ffffff",
@@ -42,6 +45,7 @@ def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> N
     Raises ConfigError for what would let strangers in, and for a port that is taken.
     """
     chosen = settings.ui
+    _check_address(chosen.api_url)
     _check_exposure(chosen)
     port = _free(chosen.host, chosen.port)
     logs.configure("warning", texts=settings.service.log_texts)
@@ -50,6 +54,8 @@ def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> N
         opened.callback(connection.use, None)
         _warm()
         from streamlit.web import bootstrap
+
+        from ui import parts as _parts  # noqa: F401  # or the first who opens the page waits for it
 
         flags = _flags(chosen, port, settings.service.max_upload_mb)
         bootstrap.load_config_options(flags)
@@ -62,7 +68,10 @@ def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> N
 def _connected(settings: Settings, opened: ExitStack) -> Connection:
     chosen, limit = settings.ui, settings.service.max_upload_mb
     if chosen.api_url:
-        service = Service(chosen.api_url, chosen.api_key.get_secret_value())
+        key = chosen.api_key.get_secret_value().strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError("ui.api_key is no key", "rag keys create makes one")
+        service = Service(chosen.api_url, key)
         return Connection(service, max_upload_mb=limit)
     from ui.own_service import OwnService
 
@@ -75,6 +84,12 @@ def _connected(settings: Settings, opened: ExitStack) -> Connection:
 def _warm() -> None:
     """Load the embedder while the browser opens: the check of what is ready embeds a word."""
     threading.Thread(target=connection.current().service.ready, daemon=True).start()
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if url and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ConfigError(f"{url!r} is no address", "write it like http://127.0.0.1:8080")
 
 
 def _check_exposure(chosen: UiSettings) -> None:
@@ -115,6 +130,8 @@ def _flags(chosen: UiSettings, port: int, max_upload_mb: int) -> dict[str, Any]:
         "logger.level": "error",
         "runner.magicEnabled": False,
         "server.address": chosen.host,
+        # Otherwise any web site could have its own name lead to this machine, and ask.
+        "server.allowedHosts": _LOOPBACK if on_loopback(chosen.host) else [],
         "server.allowRunOnSave": False,
         "server.fileWatcherType": "none",
         "server.headless": not (chosen.browser and (screen or os.name != "posix")),

@@ -8,7 +8,7 @@ from pathlib import PurePath
 import streamlit as st
 
 from ui import markup, state
-from ui.client import Json, ServiceError
+from ui.client import AWAY, Json, ServiceError
 from ui.conversation import quotes
 from ui.guard import guarded
 
@@ -20,16 +20,16 @@ def name_of(source: str) -> str:
     return PurePath(source).name or source
 
 
-def chips(n: int, citations: Sequence[Json], collection: str) -> None:
-    """A button for each citation of the `n`th answer."""
+def chips(about: str, citations: Sequence[Json], collection: str) -> None:
+    """A button for each citation, or passage that was found; `about` tells them from others."""
     say = state.say()
-    with st.container(horizontal=True, gap="small", key=f"chips-{n}"):
+    with st.container(horizontal=True, gap="small", key=f"chips-{about}"):
         for one in citations:
             page = f", {say('chat.page', page=one['page'])}" if one["page"] else ""
             name = markup.plain(name_of(one["source"]))
             if st.button(
                 f":small[**{one['marker']}** {name}{page}]",
-                key=f"cited/{n}/{one['marker']}",
+                key=f"cited/{about}/{one['marker']}",
                 help=say("passage.open", marker=one["marker"], name=name),
                 icon=":material/article:",
             ):
@@ -47,7 +47,8 @@ def _show(citation: Json, collection: str) -> None:
     name = name_of(citation["source"])
     place = f", {say('chat.page', page=page)}" if page else ""
     st.caption(f"[{citation['marker']}] {markup.plain(citation['source'])}{place}")
-    st.caption(say("passage.marked"))
+    if citation["spans"]:
+        st.caption(say("passage.marked"))
     with st.container(key="passage"):
         st.html(
             f'<div class="rag-passage">{markup.passage(citation["text"], citation["spans"])}</div>'
@@ -64,7 +65,7 @@ def _picture(citation: Json, collection: str, name: str) -> None:
     try:
         picture, found = state.service().picture(collection, citation["document_id"], page, marks)
     except ServiceError as error:
-        if error.code == "unreachable":
+        if error.code in AWAY:
             raise
         return
     st.image(picture, alt=say("passage.picture", page=page, name=name), width="stretch")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
+from rag.service.schemas import NAME
 from ui import connection, state, texts
 from ui.choices import Choices
 from ui.client import Service, ServiceError
@@ -59,7 +62,7 @@ def show() -> Choices:
             persist_state="session",
         )
         with st.expander(say("side.filters"), icon=":material/filter_alt:"):
-            where = _where(_fields(service, collection))
+            where = _where(collection, _fields(service, collection))
         with st.expander(say("side.model"), icon=":material/tune:"):
             rerank, temperature, max_tokens = _model()
         choices = Choices(collection, mode, top_k, where, rerank, temperature, max_tokens)
@@ -91,6 +94,9 @@ def _collection(service: Service) -> str:
         key="collection",
         persist_state="session",
     )
+    if picked and not re.fullmatch(NAME, picked):
+        st.warning(say("side.collection_wrong"))
+        return first
     return picked or first
 
 
@@ -103,36 +109,41 @@ def _fields(service: Service, collection: str) -> Sequence[Mapping[str, Any]]:
         raise
 
 
-def _where(fields: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _where(collection: str, fields: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A condition for each field that was picked, all of which must hold."""
     say = state.say()
     if not fields:
         st.caption(say("side.filters_none"))
         return {}
-    by_name = {f"{field['name']}\n{field['kind']}": field for field in fields}
+    twice = Counter(field["name"] for field in fields)
+    by_name = {
+        field["name"] if twice[field["name"]] == 1 else f"{field['name']} ({field['kind']})": field
+        for field in fields
+    }
     picked = st.multiselect(
         say("side.filters_by"),
         list(by_name),
-        format_func=lambda one: one.partition("\n")[0],
         help=say("side.filters_help"),
-        key="fields",
+        placeholder=say("side.choose"),
+        key=f"fields/{collection}",
         persist_state="session",
     )
-    conditions = [_condition(by_name[name]) for name in picked]
+    conditions = [_condition(collection, by_name[name]) for name in picked if name in by_name]
     given = [condition for condition in conditions if condition]
     return {"$and": given} if len(given) > 1 else next(iter(given), {})
 
 
-def _condition(field: Mapping[str, Any]) -> dict[str, Any]:
+def _condition(collection: str, field: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen for a field; nothing where nothing was."""
     say, name = state.say(), field["name"]
-    key, label = f"field/{name}/{field['kind']}", plain(name)
+    key, label = f"field/{collection}/{name}/{field['kind']}", plain(name)
     if field["kind"] == "truth":
         truth = st.segmented_control(
             label,
             [True, False],
             format_func=lambda one: say("side.true" if one else "side.false"),
             key=key,
+            persist_state="session",
         )
         return {} if truth is None else {name: truth}
     if field["kind"] == "number":
@@ -143,7 +154,9 @@ def _condition(field: Mapping[str, Any]) -> dict[str, Any]:
         list(counts),
         format_func=lambda one: f"{one} ({counts[one]})" if one in counts else one,
         accept_new_options=bool(field["more"]),
+        placeholder=say("side.choose"),
         key=key,
+        persist_state="session",
     )
     return {name: {"$in": chosen}} if chosen else {}
 
@@ -154,21 +167,50 @@ def _between(name: str, least: float, greatest: float, key: str) -> dict[str, An
     number = int if whole else float
     st.caption(say("side.field_between", field=plain(name)))
     left, right = st.columns(2)
-    low = left.number_input(say("side.from"), value=number(least), key=f"{key}/from")
-    high = right.number_input(say("side.to"), value=number(greatest), key=f"{key}/to")
-    return {name: {"$gte": low, "$lte": high}}
+    low = left.number_input(
+        say("side.from"), value=number(least), key=f"{key}/from", persist_state="session"
+    )
+    high = right.number_input(
+        say("side.to"), value=number(greatest), key=f"{key}/to", persist_state="session"
+    )
+    if low > high:
+        st.warning(say("side.nothing_between"))
+    bounds = {"$gte": low if low != least else None, "$lte": high if high != greatest else None}
+    given = {operator: bound for operator, bound in bounds.items() if bound is not None}
+    return {name: given} if given else {}
 
 
 def _model() -> tuple[bool | None, float | None, int | None]:
     say = state.say()
-    rerank = st.toggle(say("side.rerank"), value=True, help=say("side.rerank_help"))
+    rerank = st.toggle(
+        say("side.rerank"),
+        value=True,
+        help=say("side.rerank_help"),
+        key="rerank",
+        persist_state="session",
+    )
     temperature = max_tokens = None
-    if st.toggle(say("side.own_temperature")):
+    if st.toggle(say("side.own_temperature"), key="own_temperature", persist_state="session"):
         temperature = st.slider(
-            say("side.temperature"), 0.0, 2.0, 0.0, 0.1, help=say("side.temperature_help")
+            say("side.temperature"),
+            0.0,
+            2.0,
+            0.0,
+            0.1,
+            help=say("side.temperature_help"),
+            key="temperature",
+            persist_state="session",
         )
-    if st.toggle(say("side.own_tokens")):
-        max_tokens = st.slider(say("side.max_tokens"), 16, _MOST_TOKENS, 512, 16)
+    if st.toggle(say("side.own_tokens"), key="own_tokens", persist_state="session"):
+        max_tokens = st.slider(
+            say("side.max_tokens"),
+            16,
+            _MOST_TOKENS,
+            512,
+            16,
+            key="max_tokens",
+            persist_state="session",
+        )
     return None if rerank else False, temperature, max_tokens
 
 
@@ -181,7 +223,7 @@ def _elsewhere(choices: Choices) -> None:
     st.caption(say("side.elsewhere_help"))
     st.caption(say("side.command"))
     st.code(choices.command(question), language=None, wrap_lines=True)
-    st.caption(say("side.request"))
+    st.caption(say("side.request_own" if at.own else "side.request"))
     st.code(
         choices.request(question, url, key=bool(state.service().key)),
         language=None,

@@ -66,7 +66,11 @@ def in_words(error: ServiceError) -> str:
     text = say()
     if error.code == "unreachable":
         return text("service.down", reason=plain(error.message))
+    if error.code == "interrupted":
+        return text("service.interrupted", reason=plain(error.message))
+    if error.code == "no_service":
+        return text("service.none", url=plain(error.message))
     if error.retry_after:
         return text("service.busy", seconds=plain(error.retry_after))
     hint = f" ({error.hint})" if error.hint else ""
-    return f"{text('service.refused')}{plain(error.message + hint)}"
+    return plain(error.message + hint)

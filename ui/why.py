@@ -8,9 +8,9 @@ from html import escape
 import streamlit as st
 
 from ui import markup, state
-from ui.client import Json
+from ui.client import Json, ServiceError
 from ui.conversation import Exchange
-from ui.passage import name_of
+from ui.passage import chips, name_of
 
 _LEGS = ("dense", "keyword", "rerank", "neighbour")
 # The stages that follow one another, and a colour for each that can be told apart from the others
@@ -25,20 +25,26 @@ _STAGES = {
 _REST = "#999999"
 
 
-def show(n: int, exchange: Exchange, answer: Json) -> None:
-    """A panel below the `n`th answer. It is searched anew only while it is open."""
+def show(exchange: Exchange, answer: Json) -> None:
+    """A panel below an answer. It is searched for when it is first opened."""
     say = state.say()
-    panel = st.expander(say("why.title"), key=f"why/{n}", on_change="rerun")
+    panel = st.expander(say("why.title"), key=f"why/{exchange.id}", on_change="rerun")
     if not panel.open:
         return
     with panel:
-        found = state.service().search(
-            exchange.choices.search(answer["search"] or exchange.question)
-        )
+        if exchange.found is None:
+            question = answer["search"] or exchange.question
+            try:
+                exchange.found = state.service().search(exchange.choices.search(question))
+            except ServiceError as error:
+                st.error(state.in_words(error), icon=":material/error:")
+                return
+        found = exchange.found
         generation = found.get("collection_generation")
         if generation != answer["collection_generation"]:
             st.caption(say("why.changed"))
         st.html(_legs(found))
+        chips(f"why-{exchange.id}", found["hits"], exchange.choices.collection)
         st.html(_timings(answer))
 
 

@@ -19,6 +19,14 @@ def test_the_question_comes_first_and_then_what_was_asked_last() -> None:
     ]
 
 
+def test_what_was_asked_before_a_question_that_stands_alone_is_left_out() -> None:
+    earlier = ["My box reports E-22.", "How many days of annual leave do I get?"]
+    assert standalone("And how many may I carry over?", earlier).split("\n") == [
+        "And how many may I carry over?",
+        "How many days of annual leave do I get?",
+    ]
+
+
 def test_a_first_question_stays_as_it_is() -> None:
     assert standalone(" What  is it? ") == " What  is it? "
     assert standalone("What?", ["", "  "]) == "What?"
@@ -57,6 +65,7 @@ def test_what_leans_on_an_earlier_question_is_searched_with_it(question: str) ->
         "Is there a canteen at the depot?",
         "What is E-22?",
         "Can I work remotely?",
+        "Who signs the IT policy?",
         "Explain the notice period",
         "年假有几天？",
         "设备报警代码 E-22 是什么意思？",

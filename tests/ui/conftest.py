@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from servers import CACHE
 from service import ingest, sample_data
 from streamlit.testing.v1 import AppTest
@@ -22,20 +22,20 @@ from ui.own_service import OwnService
 
 
 @contextmanager
-def asked(data_dir: Path) -> Iterator[Connection]:
+def asked(data_dir: Path) -> Iterator[OwnService]:
     """A service of the page's own over a folder of data."""
     service = OwnService(load({"data_dir": data_dir, "models_dir": CACHE / "models"}).settings)
     service.start()
     try:
-        yield Connection(Service("http://localhost", socket=service.path), own=True)
+        yield service
     finally:
         service.stop()
 
 
 @contextmanager
-def tab(at: Connection, part: Callable[[], None] | None = None) -> Iterator[AppTest]:
+def tab(asked: OwnService, part: Callable[[], None] | None = None) -> Iterator[AppTest]:
     """A tab that was just opened, at its first part or another; AppTest cannot switch to it."""
-    connection.use(at)
+    connection.use(Connection(Service("http://localhost", socket=asked.path), own=True))
     try:
         made = (
             AppTest.from_function(part, default_timeout=60)
@@ -48,14 +48,14 @@ def tab(at: Connection, part: Callable[[], None] | None = None) -> Iterator[AppT
 
 
 @pytest.fixture(scope="session")
-def _sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+def _sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
     """The sample corpus, which the tests leave as it is."""
-    with asked(sample_data(tmp_path_factory.mktemp("ui") / "data")) as at:
-        yield at
+    with asked(sample_data(tmp_path_factory.mktemp("ui") / "data")) as service:
+        yield service
 
 
 @pytest.fixture
-def app(_sample: Connection) -> Iterator[AppTest]:
+def app(_sample: OwnService) -> Iterator[AppTest]:
     """A tab that asks the sample corpus."""
     with tab(_sample) as opened:
         yield opened
@@ -78,7 +78,7 @@ def _evaluation() -> None:
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Iterator[AppTest]:
     """The part for evaluations, over the sample corpus."""
-    with asked(sample_data(tmp_path / "data")) as at, tab(at, _evaluation) as opened:
+    with asked(sample_data(tmp_path / "data")) as service, tab(service, _evaluation) as opened:
         yield opened
 
 
@@ -90,12 +90,13 @@ def many(tmp_path: Path) -> Iterator[AppTest]:
     for n in range(60):
         (folder / f"note-{n:02}.md").write_text(f"The word of note {n} is w{n}.\n", "utf-8")
     ingest(tmp_path / "data", folder)
-    with asked(tmp_path / "data") as at, tab(at, _documents) as opened:
+    with asked(tmp_path / "data") as service, tab(service, _documents) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")  # while it is there, no event loop of a test can run
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chroma_server import free_port
-from http_client import OFF_TOPIC, QUESTION
+from http_client import OFF_TOPIC, QUESTION, client
 from pdfs import page as pdf_page
 from playwright.sync_api import Locator, Page, expect
 from servers import MODEL, RawServer, Reply, answer, llama_server, stream, wait_until
@@ -130,7 +130,7 @@ def test_a_document_is_added_asked_about_and_deleted(tmp_path: Path, tabs: Tabs)
         page.get_by_role("textbox", name="Search").press("Enter")
         row.get_by_role("button", name="Actions").click()
         page.get_by_text("Take in again").click()
-        expect(page.get_by_text("glider handbook.pdf: unchanged")).to_be_visible(timeout=LONG_S)
+        expect(page.get_by_text("glider handbook.pdf: nothing to do")).to_be_visible(timeout=LONG_S)
         row.get_by_role("button", name="Actions").click()
         page.get_by_text("Delete", exact=True).click()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
@@ -235,11 +235,35 @@ def test_an_abstention_and_a_wrong_collection_are_said(data_dir: Path, tabs: Tab
         page = tabs.open(running.url)
         expect(page.get_by_text("There are no documents in empty yet")).to_be_visible()
         ask(page)
-        expect(page.get_by_text("The service refused")).to_be_visible(timeout=LONG_S)
+        problem = page.get_by_role("alert").filter(has_text="There are no documents in empty yet")
+        expect(problem).to_be_visible(timeout=LONG_S)
         page.get_by_role("combobox").first.click()
         page.get_by_role("option", name="default").click()
         ask(page, OFF_TOPIC)
         expect(page.get_by_text("do not hold an answer")).to_be_visible(timeout=LONG_S)
+
+
+def test_two_evaluations_are_compared(data_dir: Path, tabs: Tabs) -> None:
+    with (
+        service(data_dir) as api,
+        client(api.url) as http,
+        shown(data_dir, "--api-url", api.url) as running,
+    ):
+        asked = {"collection": "default", "modes": ["keyword"], "limit": 10}
+        for _ in range(2):
+            assert http.post("/evaluations", json=asked).status_code == 202
+
+        def over() -> bool:
+            runs = http.get("/evaluations").json()["evaluations"]
+            return {run["state"] for run in runs} == {"done"}
+
+        wait_until(over, 120)
+        page = tabs.open(f"{running.url}/evaluation")
+        expect(page.get_by_role("heading", name="Recall at k")).to_be_visible()
+        expect(page.locator("canvas, svg.marks").first).to_be_visible()
+        page.get_by_role("combobox", name="Compare with").click()
+        page.get_by_role("option").nth(1).click()
+        expect(page.get_by_text("Both runs found the same")).to_be_visible()
 
 
 def test_it_ends_when_it_is_told_to(data_dir: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import stat
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from commands import rag
@@ -33,6 +34,13 @@ def test_others_are_let_in_only_where_that_is_said(
     assert "--without-keys" in done.error
 
 
+@pytest.mark.parametrize("url", ["foo", "localhost:8080", "ftp://x", "http://"])
+def test_what_is_no_address_is_said(tmp_path: Path, url: str) -> None:
+    done = rag("--data-dir", tmp_path, "ui", "--no-browser", "--api-url", url)
+    assert done.status == 2
+    assert "is no address" in done.error
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -45,6 +53,39 @@ def test_a_wrong_setting_is_said_before_the_page_is_there(tmp_path: Path) -> Non
     done = rag("--data-dir", tmp_path, "--set", "store=nothing", "ui", "--no-browser")
     assert done.status == 2
     assert "'nothing'" in done.error
+
+
+@pytest.mark.parametrize("key", ["中文密钥", "rag_secret\r", "rag_\x01"])
+def test_what_cannot_be_a_key_is_refused_and_not_shown(key: str) -> None:
+    page = Service("http://127.0.0.1:9", key)
+    with closing(page), pytest.raises(ServiceError) as refused:
+        page.scopes()
+    assert refused.value.code == "unauthenticated"
+    assert key not in str(refused.value)
+
+
+def test_the_page_is_not_for_other_sites(tmp_path: Path) -> None:
+    """A name that leads here (DNS rebinding) is not the page's: its socket is refused."""
+    with service(tmp_path, "--no-browser", command="ui", until="/_stcore/health") as running:
+        assert upgraded(running.url, "evil.example") == 403
+        assert upgraded(running.url, "127.0.0.1") == 101
+
+
+def upgraded(url: str, host: str) -> int:
+    """The status of a request for a WebSocket of the page, by a browser that is at `host`."""
+    address = urlsplit(url)
+    lines = [
+        "GET /_stcore/stream HTTP/1.1",
+        f"Host: {host}:{address.port}",
+        f"Origin: http://{host}:{address.port}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    with socket.create_connection((address.hostname or "", address.port or 0), 10) as connection:
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        return int(connection.recv(1000).split()[1])
 
 
 def test_the_pages_own_service_lets_nobody_else_in(tmp_path: Path) -> None:
