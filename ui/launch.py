@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +51,6 @@ def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> N
     with ExitStack() as opened:
         connection.use(_connected(settings, opened))
         opened.callback(connection.use, None)
-        _warm()
         from streamlit.web import bootstrap
 
         from ui import parts as _parts  # noqa: F401  # or the first who opens the page waits for it
@@ -78,12 +76,9 @@ def _connected(settings: Settings, opened: ExitStack) -> Connection:
     own = OwnService(settings)
     opened.callback(own.stop)
     own.start()
-    return Connection(Service("http://localhost", socket=own.path), own=True, max_upload_mb=limit)
-
-
-def _warm() -> None:
-    """Load the embedder while the browser opens: the check of what is ready embeds a word."""
-    threading.Thread(target=connection.current().service.ready, daemon=True).start()
+    service = Service("http://localhost", socket=own.path)
+    service.ready()  # embeds a word: the model is loaded now, and not beside the first page
+    return Connection(service, own=True, max_upload_mb=limit)
 
 
 def _check_address(url: str) -> None:
