@@ -133,7 +133,7 @@ def evaluation(pictures: Pictures) -> None:
             at_rest(page)
         page.get_by_role("combobox", name="Compare with").click()
         page.get_by_role("option").nth(1).click()
-        page.get_by_text("Difference from the run").wait_for()
+        page.get_by_text("Both runs found the same").wait_for()
         page.get_by_test_id("stVegaLiteChart").first.scroll_into_view_if_needed()
         pictures.take(page, "evaluation")
 
