@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -53,8 +54,7 @@ def launch(settings: Settings, say: Callable[[str], None] = lambda _: None) -> N
         opened.callback(connection.use, None)
         from streamlit.web import bootstrap
 
-        from ui import parts as _parts  # noqa: F401  # or the first who opens the page waits for it
-
+        import_module("ui.parts")  # now, or the first who opens the page waits for it
         flags = _flags(chosen, port, settings.service.max_upload_mb)
         bootstrap.load_config_options(flags)
         bootstrap.prepare_streamlit_environment(str(PAGE))

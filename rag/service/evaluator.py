@@ -7,13 +7,13 @@ was left by a dead process, and has failed.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.errors import RagError
+from rag.service.background import Background
 from rag.service.datasets import Datasets
 from rag.service.evaluations import Evaluation, Evaluations, Stage
 from rag.service.locks import claimed
@@ -21,7 +21,6 @@ from rag.service.locks import claimed
 if TYPE_CHECKING:
     from rag.app import App
 
-_POLL_S = 1.0  # how soon an evaluation is seen that another process added, or left
 _NOTE_S = 0.5  # progress is written to the disk so often
 
 
@@ -29,8 +28,8 @@ class _Interrupted(Exception):
     """Raised out of an evaluation that is to go no further."""
 
 
-class Evaluator:
-    """Runs one evaluation after another, in a thread of its own."""
+class Evaluator(Background):
+    """Runs one evaluation after another. One that is interrupted has failed; what waits stays."""
 
     def __init__(
         self,
@@ -41,44 +40,14 @@ class Evaluator:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`say` gets a line on what fails unexpectedly."""
+        super().__init__("evaluations", say)
         self._lock = folder / "evaluating.lock"
         self._evaluations = evaluations
         self._datasets = datasets
         self._app = app
-        self._say = say
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="evaluations", daemon=True)
-        evaluations.on_added = self._wake.set
+        evaluations.on_added = self.wake
 
-    def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        """End what runs, between two batches of questions: it has failed then.
-
-        Whether that came about within `timeout` seconds; a thread that goes on ends with the
-        process. What is queued is run by whoever starts next.
-        """
-        self._stopping.set()
-        self._wake.set()
-        if self._thread.is_alive():  # it may never have begun
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            worked = False
-            try:
-                worked = self._work_once()
-            except (RagError, OSError) as error:  # the queue's own file; what is in it stays
-                self._say(f"the evaluations wait: {error}")
-            if not worked:
-                self._wake.wait(_POLL_S)
-
-    def _work_once(self) -> bool:
+    def work_once(self) -> bool:
         """Run one evaluation; whether there was one."""
         if not self._evaluations.due():
             return False

@@ -7,7 +7,6 @@ begun again. So no clock decides, and no two processes are ever at one job or on
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from uuid import uuid4
 
 from rag.errors import ModelUnavailable, RagError, StoreUnavailable, UnknownCollection
 from rag.service import originals
+from rag.service.background import Background
 from rag.service.jobs import Jobs, Task
 from rag.service.locks import claimed
 from rag.service.uploads import Uploads
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ingest.pipeline import Progress
     from rag.app import App
 
-_POLL_S = 1.0  # how soon a job is seen that another process left, or whose next try is due
 _LONGEST_WAIT_S = 60.0
 _ATTEMPTS = 1_500  # one a minute, for a day
 _SWEEP_S = 3_600
@@ -35,8 +34,8 @@ class _Interrupted(Exception):
     """Raised out of an ingest that is to go no further."""
 
 
-class Worker:
-    """Does one job after another, in a thread of its own."""
+class Worker(Background):
+    """Does one job after another. One that is interrupted goes back into the queue."""
 
     def __init__(
         self,
@@ -47,53 +46,23 @@ class Worker:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`app_for` gives the application for a collection; `say` gets a line on what fails."""
+        super().__init__("jobs", say)
         self._locks = folder / "locks"
         self._jobs = jobs
         self._uploads = uploads
         self._app_for = app_for
-        self._say = say
-        self._name = uuid4().hex
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._id = uuid4().hex
         self._sweep_at = 0.0
-        jobs.on_added = self._wake.set
+        jobs.on_added = self.wake
 
-    def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        """Interrupt the running job at its next step: it goes back into the queue.
-
-        Whether that came about within `timeout` seconds. A thread that is still parsing or
-        embedding ends with the process, and whoever starts next begins its job again.
-        """
-        self._stopping.set()
-        self._wake.set()
-        if self._thread.is_alive():  # it may never have begun
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            worked = False
-            try:
-                if time.monotonic() >= self._sweep_at:
-                    self._sweep_at = time.monotonic() + _SWEEP_S
-                    self._jobs.sweep()
-                worked = self._work_once()
-            except (RagError, OSError) as error:  # the queue's own files; what is in them stays
-                self._say(f"the jobs wait: {error}")
-            if not worked:
-                self._wake.wait(_POLL_S)
-
-    def _work_once(self) -> bool:
+    def work_once(self) -> bool:
         """Do one job; whether there was one."""
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + _SWEEP_S
+            self._jobs.sweep()
         for collection in self._jobs.due():
             with claimed(self._locks / f"{collection}.lock") as ours:
-                task = self._jobs.take(collection, self._name) if ours else None
+                task = self._jobs.take(collection, self._id) if ours else None
                 if task is not None:
                     self._do(task)
                     return True

@@ -27,6 +27,7 @@ from rag.evaluation.corpus import Corpus
 from rag.evaluation.dataset import beir
 from rag.evaluation.measure import measure
 from rag.retrieve import SearchOptions
+from rag.service import background
 from rag.service import evaluations as evaluations_module
 from rag.service import evaluator as evaluator_module
 from rag.service.datasets import Datasets
@@ -107,7 +108,7 @@ class Service:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr(evaluator_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(background, "_POLL_S", 0.02)
     monkeypatch.setattr(evaluator_module, "_NOTE_S", 0.0)
     monkeypatch.setattr(pipeline, "_WINDOW", 4)
     write(tmp_path / "datasets/small")

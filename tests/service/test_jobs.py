@@ -20,6 +20,7 @@ from word_app import WordApp
 from ingest import pipeline
 from rag import plugins
 from rag.errors import NotFound, Overloaded, UnknownCollection
+from rag.service import background
 from rag.service import jobs as jobs_module
 from rag.service import worker as worker_module
 from rag.service.jobs import Job, Jobs
@@ -116,7 +117,7 @@ class Service:
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(pipeline, "_WINDOW", 4)
-    monkeypatch.setattr(worker_module, "_POLL_S", 0.05)
+    monkeypatch.setattr(background, "_POLL_S", 0.05)
     monkeypatch.setattr(worker_module, "_LONGEST_WAIT_S", 0.1)
     made = Service(tmp_path)
     yield made
