@@ -71,7 +71,7 @@ def test_what_it_raises_is_raised_after_what_came() -> None:
 def test_what_comes_is_not_held_back() -> None:
     async def one() -> AsyncGenerator[float]:
         yield time.monotonic()
-        await asyncio.sleep(1)
+        await asyncio.Event().wait()
 
     with closing(frames(one(), 10.0)) as steps:
         (sent,) = next(steps)
